@@ -1,0 +1,276 @@
+"""A module as a pure function of state that is held outside it.
+
+    output, buffers = model(params, buffers, *args, **kwargs)
+
+The user's module is never changed, not even during a call. A call runs on a *skeleton*: objects of the module's own
+classes that share its structure and settings but none of its tensors. The state is put into a skeleton before the call
+and taken out after it. Skeletons are pooled, one a concurrent call, so two threads may call one model.
+
+Every tensor lives among a skeleton's *buffers*, parameters too: a module may then assign to it (`self.count = x`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metalearn import random, tree
+from metalearn.errors import UsageError, did_you_mean
+from metalearn.keyed import KeyedDraws
+from metalearn.types import Tensors
+
+RNG = "rng"
+"""The name among the buffers of the random key that the model draws from."""
+
+_SHADOWED = ("_parameters", "_buffers", "_modules")
+
+
+@dataclass(frozen=True)
+class FunctionalModel:
+    """A module as a pure function, with its initial state.
+
+    Calling it never mutates an input, and the same inputs give the same outputs. `buffers["rng"]` is the key that
+    dropout and other draws use; each draw advances the returned one.
+
+    Attributes:
+        module: the user's module, for reference; never changed.
+        params: initial parameters by the module's own names (a tied parameter appears once, by its first name).
+        buffers: initial buffers by the module's own names, and the key `"rng"`.
+
+    Example:
+        >>> model = functionalize(nn.Linear(2, 1))
+        >>> output, buffers = model(model.params, model.buffers, torch.ones(3, 2))
+        >>> sorted(model.params), output.shape
+        (['bias', 'weight'], torch.Size([3, 1]))
+    """
+
+    module: nn.Module
+    params: Tensors
+    buffers: Tensors
+    _skeletons: "_SkeletonPool" = field(repr=False, compare=False)
+
+    def __call__(
+        self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], *args: Any, **kwargs: Any
+    ) -> tuple[Any, Tensors]:
+        """The module's output on `args`, and the buffers after the call.
+
+        Args:
+            params: every parameter of the model by name; one that `buffers` holds may be left out.
+            buffers: every buffer by name, `"rng"` where the model draws. A parameter's name here shadows `params`.
+            *args: passed to the module's `forward`.
+            **kwargs: likewise.
+
+        Returns:
+            The output, and new buffers: all that were given, changed where `forward` changed them, together with any
+            parameter that `forward` itself assigned to.
+
+        Raises:
+            UsageError: a name is missing or unknown, or a shape is not the module's.
+        """
+        state = {**params, **buffers}
+        key = state.pop(RNG, None)
+        self._check(state)
+        owned = _own({name: value for name, value in state.items() if name not in self.params}, (state, args, kwargs))
+        state.update(owned)
+        versions = {name: state[name]._version for name in self.params}
+        skeleton = self._skeletons.take()
+        try:
+            skeleton.fill(state)
+            with KeyedDraws(key) as draws:
+                output = skeleton.root(*args, **kwargs)
+            after = skeleton.read(state)
+        finally:
+            skeleton.clear()
+            self._skeletons.give_back(skeleton)
+        for name, version in versions.items():
+            if state[name]._version != version:
+                raise UsageError(
+                    f"forward changed the parameter {name!r} in place, so the caller's tensor changed too. "
+                    f"Assign instead (`self.{name.rsplit('.', 1)[-1]} = …`), or register it as a buffer."
+                )
+        changed = {name: value for name, value in after.items() if name in owned or value is not state[name]}
+        rng = {} if key is None else {RNG: draws.next_key}
+        return output, {**changed, **{name: buffers[name] for name in buffers if name not in after}, **rng}
+
+    def train(self) -> "FunctionalModel":
+        """This model in training mode, whatever the module's own mode; the module is not changed."""
+        return self._in_mode(training=True)
+
+    def eval(self) -> "FunctionalModel":
+        """This model in evaluation mode, whatever the module's own mode; the module is not changed."""
+        return self._in_mode(training=False)
+
+    def with_buffers(self, buffers: Mapping[str, Tensor]) -> "FunctionalModel":
+        """This model with other initial buffers, for example those that a meta step has returned."""
+        return replace(self, buffers=dict(buffers))
+
+    def to(self, target: torch.device | str | torch.dtype) -> "FunctionalModel":
+        """This model with its state on another device, or its floating-point state in another dtype."""
+
+        def move(state: Tensors) -> Tensors:
+            return tree.cast(state, target) if isinstance(target, torch.dtype) else tree.to(state, target)
+
+        return replace(self, params=move(self.params), buffers=move(self.buffers))
+
+    def _in_mode(self, *, training: bool) -> "FunctionalModel":
+        return replace(self, _skeletons=_SkeletonPool(self.module, training))
+
+    def _check(self, state: Mapping[str, Tensor]) -> None:
+        expected = self._skeletons.shapes
+        if state.keys() != expected.keys():
+            _raise_wrong_names(state, expected)
+        for name, shape in expected.items():
+            if state[name].shape != shape:
+                raise UsageError(
+                    f"{name!r} has shape {list(state[name].shape)}, the model expects {list(shape)}. "
+                    "Inside vmap a task axis is hidden; outside it, index one task first."
+                )
+
+
+def functionalize(module: nn.Module, *, seed: int = 0) -> FunctionalModel:
+    """A pure function of the module's state, and that state.
+
+    Args:
+        module: any module; it stays as it is. Its training or evaluation mode is taken over.
+        seed: the seed of the initial key in `buffers["rng"]`.
+
+    Raises:
+        UsageError: the module has lazy parameters that no call has shaped yet, or a buffer called "rng" of its own.
+    """
+    for name, value in (*module.named_parameters(), *module.named_buffers()):
+        if isinstance(value, nn.parameter.UninitializedTensorMixin):
+            raise UsageError(f"{name!r} has no shape yet: call the lazy module once on an example, then functionalize it.")
+        if name == RNG:
+            raise UsageError("the module has an entry named 'rng', which metalearn keeps for its random key: rename it.")
+    params = {name: value.detach().clone() for name, value in module.named_parameters()}
+    buffers = {name: value.detach().clone() for name, value in module.named_buffers()}
+    device = next(iter((*params.values(), *buffers.values())), torch.empty(0)).device
+    return FunctionalModel(
+        module=module,
+        params=params,
+        buffers={**buffers, RNG: random.key(seed, device=device)},
+        _skeletons=_SkeletonPool(module, None),
+    )
+
+
+class _Skeleton:
+    """The module's structure without its tensors, and where each tensor goes: a name may have several places (ties)."""
+
+    def __init__(self, module: nn.Module, names: Mapping[int, str], *, training: bool | None) -> None:
+        self._places: list[tuple[nn.Module, str, str]] = []
+        self._training = training
+        self._shadows: dict[int, nn.Module] = {}
+        self.root = self._shadow(module, names)
+
+    def _shadow(self, module: nn.Module, names: Mapping[int, str]) -> nn.Module:
+        if id(module) in self._shadows:
+            return self._shadows[id(module)]
+        shadow: nn.Module = object.__new__(type(module))
+        self._shadows[id(module)] = shadow
+        shadow.__dict__.update({name: value for name, value in module.__dict__.items() if name not in _SHADOWED})
+        shadow.__dict__.update({"_parameters": {}, "_buffers": {}, "_modules": {}})
+        if self._training is not None:
+            shadow.__dict__["training"] = self._training
+        for name, value in (*module._parameters.items(), *module._buffers.items()):
+            shadow._buffers[name] = None
+            if value is not None:
+                self._places.append((shadow, name, names[id(value)]))
+        for name, child in module._modules.items():
+            shadow._modules[name] = None if child is None else self._shadow(child, names)
+        return shadow
+
+    def fill(self, state: Mapping[str, Tensor]) -> None:
+        for shadow, attribute, name in self._places:
+            shadow._buffers[attribute] = state[name]
+        for shadow in self._shadows.values():
+            if isinstance(shadow, nn.RNNBase):  # it keeps a list of its weights, flattened for the fused kernels
+                shadow.__dict__["_flat_weights"] = [shadow._buffers.get(name) for name in shadow._flat_weights_names]
+
+    def read(self, before: Mapping[str, Tensor]) -> Tensors:
+        after: Tensors = {}
+        for shadow, attribute, name in self._places:
+            value = shadow._buffers[attribute]
+            if value is None:
+                raise UsageError(f"forward set {name!r} to None: state held outside must stay a tensor.")
+            # A tied tensor has several places; where forward assigned to one of them, that one counts.
+            if name not in after or after[name] is before[name]:
+                after[name] = value
+        return after
+
+    def clear(self) -> None:
+        for shadow, attribute, _ in self._places:
+            shadow._buffers[attribute] = None
+
+
+class _SkeletonPool:
+    """Free skeletons of one module in one mode; list.append and list.pop are atomic."""
+
+    def __init__(self, module: nn.Module, training: bool | None) -> None:
+        named = dict((*module.named_parameters(), *module.named_buffers()))
+        self.shapes = {name: value.shape for name, value in named.items()}
+        self._names = {id(value): name for name, value in named.items()}
+        self._module, self._training = module, training
+        self._free: list[_Skeleton] = []
+
+    def take(self) -> _Skeleton:
+        try:
+            return self._free.pop()
+        except IndexError:
+            return _Skeleton(self._module, self._names, training=self._training)
+
+    def give_back(self, skeleton: _Skeleton) -> None:
+        self._free.append(skeleton)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_SkeletonPool":
+        return _SkeletonPool(self._module, self._training)
+
+
+def _own(buffers: Mapping[str, Tensor], inputs: Any) -> Tensors:
+    """Copies that forward may write into. Inside vmap each task gets its own, because torch refuses to write a task's
+    value into a tensor that all tasks share."""
+    if not buffers:
+        return {}
+    zero = _batched_zero(inputs)
+    if zero is None:
+        return {name: value.clone() for name, value in buffers.items()}
+    return {name: value.clone() if value.dtype == torch.bool else value + zero.to(value.dtype) for name, value in buffers.items()}
+
+
+def _batched_zero(inputs: Any) -> Tensor | None:
+    """A zero that carries every vmap axis of `inputs`, or None outside vmap."""
+    functorch = torch._C._functorch
+    if functorch.peek_interpreter_stack() is None:
+        return None
+    zero, levels = None, set()
+    for leaf in tree.tensors(inputs):
+        for level in _vmap_levels(leaf) - levels:
+            levels.add(level)
+            own = torch.zeros_like(leaf.detach()[(0,) * leaf.dim()])
+            zero = own if zero is None else zero + own
+    return zero
+
+
+def _vmap_levels(value: Tensor) -> set[int]:
+    functorch = torch._C._functorch
+    levels = set()
+    while functorch.is_functorch_wrapped_tensor(value):
+        if functorch.is_batchedtensor(value):
+            levels.add(functorch.maybe_get_level(value))
+        value = functorch.get_unwrapped(value)
+    return levels
+
+
+def _raise_wrong_names(state: Mapping[str, Tensor], expected: Mapping[str, Any]) -> None:
+    unknown = [name for name in state if name not in expected]
+    missing = [name for name in expected if name not in state]
+    if unknown:
+        raise UsageError(
+            f"the model has no parameter or buffer {unknown[0]!r} (got {len(state)} names, expected {len(expected)}). "
+            f"{did_you_mean(unknown[0], expected)}"
+        )
+    raise UsageError(
+        f"params and buffers have no entry {missing[0]!r} that the model needs (got {len(state)} names, expected "
+        f"{len(expected)}). Pass every named tensor; to freeze some, merge them in: `model({{**frozen, **params}}, …)`."
+    )

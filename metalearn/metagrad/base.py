@@ -1,0 +1,89 @@
+"""The seam of the outer gradient: a strategy is an object, exchanged without touching the problem."""
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from metalearn import tree
+from metalearn.errors import UsageError
+from metalearn.problem import Episode, Problem
+from metalearn.types import Aux, Tensors
+
+
+class Outcome(NamedTuple):
+    """What a strategy computes for one episode.
+
+    Attributes:
+        value: the objective, a scalar.
+        grads: its gradient with respect to `meta`, same names and shapes.
+        aux: the model's buffers after the last outer loss, and that loss's metrics.
+        carry: what the strategy wants back with the next call (windows that go on across meta steps), or None.
+    """
+
+    value: Tensor
+    grads: Tensors
+    aux: Aux
+    carry: Any
+
+
+class MetaGradient(Protocol):
+    """A problem's value and gradient as a function."""
+
+    def __call__(self, meta: Tensors, episode: Episode, carry: Any = None) -> Outcome:
+        """The outcome of one episode."""
+
+
+class Strategy(ABC):
+    """How the outer gradient flows through the inner loop.
+
+    A strategy of one's own implements `value_and_grad` alone; `metalearn.testing.check_meta_gradient` certifies it.
+    """
+
+    @abstractmethod
+    def value_and_grad(self, problem: Problem) -> MetaGradient:
+        """The function `(meta, episode, carry=None) -> Outcome` of a problem.
+
+        Its results carry no history: the gradient is in `grads`. It may run inside `vmap` and is not to be
+        differentiated itself.
+        """
+
+
+def constants(meta: Tensors, episode: Episode) -> tuple[Tensors, Episode]:
+    """`meta` and the episode cut from their history, for the start of a strategy.
+
+    Raises:
+        UsageError: an entry of `meta` is the result of a computation that is being differentiated.
+    """
+    for name, value in meta.items():
+        if value.grad_fn is not None or torch._C._functorch.is_gradtrackingtensor(value):
+            raise UsageError(
+                f"meta[{name!r}] is the result of a computation that is being differentiated, but a strategy's results "
+                "carry no history. Compute it inside Problem.init, or use metalearn.adapt, which is differentiable."
+            )
+    return tree.detach(meta), tree.detach(episode)
+
+
+def refuse_captured(value: Tensor) -> None:
+    """Raises UsageError if `value` depends on a tensor that requires grad and was not an argument."""
+    if not value.requires_grad:
+        return
+    shapes = sorted(str(list(leaf.shape)) for leaf in _leaves(value))
+    raise UsageError(
+        f"a loss uses a tensor that requires grad but was not passed to it (shape {', '.join(shapes)}): its gradient "
+        "would be silently dropped. Put it into `meta` and read it from there, or .detach() it."
+    )
+
+
+def _leaves(value: Tensor) -> list[Tensor]:
+    pending, seen, leaves = [value.grad_fn], set(), []
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.append(node.variable)
+        pending.extend(parent for parent, _ in node.next_functions)
+    return leaves

@@ -1,0 +1,32 @@
+"""Optimizers as pairs of pure functions over dicts of tensors, differentiable in everything."""
+
+from metalearn.optim.adam import adam
+from metalearn.optim.base import CountState, EmptyState, GradientTransformation, apply_updates, chain, stateless
+from metalearn.optim.sgd import sgd
+from metalearn.optim.transforms import (
+    AdamState,
+    TraceState,
+    add_decayed_weights,
+    scale_by_adam,
+    scale_by_learning_rate,
+    stop_gradient,
+    trace,
+)
+
+__all__ = [
+    "AdamState",
+    "CountState",
+    "EmptyState",
+    "GradientTransformation",
+    "TraceState",
+    "adam",
+    "add_decayed_weights",
+    "apply_updates",
+    "chain",
+    "scale_by_adam",
+    "scale_by_learning_rate",
+    "sgd",
+    "stateless",
+    "stop_gradient",
+    "trace",
+]

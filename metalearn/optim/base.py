@@ -1,0 +1,113 @@
+"""The pair of pure functions that every optimizer is, and how a hyper-parameter's value is looked up."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from metalearn.errors import UsageError, did_you_mean
+from metalearn.types import Hyper, Tensors
+
+
+class GradientTransformation(NamedTuple):
+    """An optimizer, or a part of one: two pure functions over dicts of tensors.
+
+    Attributes:
+        init: `params -> state`.
+        update: `(updates, state, params) -> (updates, state)`; the first updates of a chain are the gradients. Every
+            operation is differentiable, also in the state and in the hyper-parameters.
+    """
+
+    init: Callable[[Tensors], Any]
+    update: Callable[[Tensors, Any, Tensors], tuple[Tensors, Any]]
+
+
+class EmptyState(NamedTuple):
+    """The state of a transformation that remembers nothing."""
+
+
+class CountState(NamedTuple):
+    """The state of a transformation that remembers only how often it ran.
+
+    Attributes:
+        count: int64 scalar, the number of updates done.
+    """
+
+    count: Tensor
+
+
+def apply_updates(params: Tensors, updates: Tensors) -> Tensors:
+    """The parameters after a step: `params + updates`, by name.
+
+    Raises:
+        UsageError: the names differ.
+    """
+    check_names(updates, params)
+    return {name: value + updates[name] for name, value in params.items()}
+
+
+def chain(*transformations: GradientTransformation) -> GradientTransformation:
+    """One transformation that applies several in order; its state is the tuple of theirs.
+
+    Example:
+        >>> optimizer = chain(add_decayed_weights(1e-4), scale_by_learning_rate(0.1))
+        >>> params = {"w": torch.ones(1)}
+        >>> updates, _ = optimizer.update({"w": torch.ones(1)}, optimizer.init(params), params)
+        >>> round(updates["w"].item(), 5)
+        -0.10001
+    """
+
+    def init(params: Tensors) -> tuple[Any, ...]:
+        return tuple(part.init(params) for part in transformations)
+
+    def update(updates: Tensors, state: tuple[Any, ...], params: Tensors) -> tuple[Tensors, tuple[Any, ...]]:
+        states = []
+        for part, part_state in zip(transformations, state, strict=True):
+            updates, new_state = part.update(updates, part_state, params)
+            states.append(new_state)
+        return updates, tuple(states)
+
+    return GradientTransformation(init, update)
+
+
+def stateless(function: Callable[[Tensors, Tensors], Tensors]) -> GradientTransformation:
+    """A transformation from a pure `(updates, params) -> updates`."""
+
+    def update(updates: Tensors, state: EmptyState, params: Tensors) -> tuple[Tensors, EmptyState]:
+        return function(updates, params), state
+
+    return GradientTransformation(lambda params: EmptyState(), update)
+
+
+def value_of(hyper: Hyper, name: str, count: Tensor) -> Tensor | float:
+    """The value of a hyper-parameter for the parameter `name` after `count` steps.
+
+    Raises:
+        UsageError: the hyper-parameter is a dict without an entry for `name`.
+    """
+    value = hyper(count) if callable(hyper) else hyper
+    if not isinstance(value, Mapping):
+        return value
+    if name not in value:
+        raise UsageError(
+            f"a hyper-parameter given by name has no value for {name!r} (it has {len(value)} names). "
+            f"{did_you_mean(name, value)} Give one value a parameter, or one for all."
+        )
+    return value[name]
+
+
+def zero_count(params: Tensors) -> Tensor:
+    """An int64 zero on the parameters' device."""
+    device = next(iter(params.values())).device if params else None
+    return torch.zeros((), dtype=torch.int64, device=device)
+
+
+def check_names(updates: Tensors, params: Tensors) -> None:
+    """Raises UsageError unless both have the same names."""
+    if updates.keys() == params.keys():
+        return
+    for given, expected, what in ((updates, params, "parameter"), (params, updates, "update")):
+        for name in given:
+            if name not in expected:
+                raise UsageError(f"{name!r} has no {what}. {did_you_mean(name, expected)} Names must be the same in both.")

@@ -1,0 +1,103 @@
+"""Randomness without hidden state: a key is an int64 scalar tensor, and every draw is a pure function of a key.
+
+The bits depend on the key and on the position in the output alone. They are the same in a loop, under `vmap`, in a
+recomputation, on every device and in every version, which a generator object can not promise.
+
+Keys are mixed with splitmix64 (Steele, Lea and Flood, 2014), a bijection of 64 bits. Bulk bits come from a 32-bit
+avalanche hash (the "lowbias32" constants of Wellons' hash-prospector) of the position, applied twice with a half of
+the mixed key each time. The bulk stays in int32 because an int64 hash compiled by inductor corrupted memory at
+some sizes (torch 2.13).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed int64
+_MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
+_LOWBIAS_1 = 0x7FEB352D
+_LOWBIAS_2 = 0x846CA68B - (1 << 32)
+
+
+def key(seed: int | Tensor, *, device: torch.device | str | None = None) -> Tensor:
+    """A key from a seed. Seeds 0, 1, 2 … give unrelated streams; a tensor of seeds gives a tensor of keys.
+
+    Example:
+        >>> int(key(0)) == int(key(0)), int(key(0)) == int(key(1))
+        (True, False)
+    """
+    return _splitmix64(torch.as_tensor(seed, dtype=torch.int64, device=device))
+
+
+def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
+    """A new key from a key and a number: `fold_in(key, 0)`, `fold_in(key, 1)` … are unrelated. Both broadcast."""
+    return _splitmix64(_splitmix64(key) ^ _splitmix64(torch.as_tensor(data, dtype=torch.int64, device=key.device)))
+
+
+def bits(key: Tensor, shape: Sequence[int]) -> Tensor:
+    """Uniform int32 bits of `shape`; for keys of shape `[...]` the result is `[..., *shape]`.
+
+    Example:
+        >>> bits(key(0), (3,)).dtype
+        torch.int32
+    """
+    mixed = _splitmix64(key)
+    low, high = _word(mixed), _word(mixed >> 32)
+    position = torch.arange(math.prod(shape), dtype=torch.int32, device=key.device)
+    hashed = _lowbias32(_lowbias32(position ^ low[..., None]) ^ high[..., None])
+    return hashed.reshape(*key.shape, *shape)
+
+
+def uniform(key: Tensor, shape: Sequence[int], *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Uniform draws on [0, 1) with 24 random bits each; shapes as in `bits`."""
+    return ((bits(key, shape) >> 8) & 0xFFFFFF).to(dtype) * 2.0**-24
+
+
+def normal(key: Tensor, shape: Sequence[int], *, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Standard normal draws by the Box-Muller transform; shapes as in `bits`."""
+    radius = (-2 * torch.log(1 - uniform(fold_in(key, 0), shape, dtype=dtype))).sqrt()
+    return radius * torch.cos(2 * math.pi * uniform(fold_in(key, 1), shape, dtype=dtype))
+
+
+def bernoulli(key: Tensor, probability: float | Tensor, shape: Sequence[int]) -> Tensor:
+    """Booleans that are true with `probability`; shapes as in `bits`."""
+    return uniform(key, shape) < probability
+
+
+def integers(key: Tensor, high: int, shape: Sequence[int]) -> Tensor:
+    """Uniform int64 draws from 0 … high - 1 (bias below high / 2**24); shapes as in `bits`."""
+    return (uniform(key, shape, dtype=torch.float64) * high).to(torch.int64)
+
+
+def choose(key: Tensor, population: int, count: int) -> Tensor:
+    """`count` different numbers of 0 … population - 1 in random order, `[..., count]` for keys of shape `[...]`."""
+    if count > population:
+        raise ValueError(f"can not choose {count} different numbers out of {population}")
+    return bits(key, (population,)).argsort(dim=-1, stable=True)[..., :count]
+
+
+def _splitmix64(state: Tensor) -> Tensor:
+    state = state + _GOLDEN
+    state = (state ^ _logical_shift(state, 30, 64)) * _MIX_1
+    state = (state ^ _logical_shift(state, 27, 64)) * _MIX_2
+    return state ^ _logical_shift(state, 31, 64)
+
+
+def _lowbias32(state: Tensor) -> Tensor:
+    state = (state ^ _logical_shift(state, 16, 32)) * _LOWBIAS_1
+    state = (state ^ _logical_shift(state, 15, 32)) * _LOWBIAS_2
+    return state ^ _logical_shift(state, 16, 32)
+
+
+def _logical_shift(state: Tensor, count: int, width: int) -> Tensor:
+    # torch's >> keeps the sign: mask what it shifts in.
+    return (state >> count) & ((1 << (width - count)) - 1)
+
+
+def _word(state: Tensor) -> Tensor:
+    # Sign-preserving narrowing of the low 32 bits: `.to(int32)` of a value out of range is undefined on some devices.
+    low = state & 0xFFFFFFFF
+    return torch.where(low >= 1 << 31, low - (1 << 32), low).to(torch.int32)

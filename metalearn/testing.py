@@ -1,0 +1,179 @@
+"""Our invariants as checkers, for users' own models, losses and strategies."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metalearn import random, tree
+from metalearn.errors import UsageError
+from metalearn.inner import outer_value
+from metalearn.metagrad import Strategy, Unrolled
+from metalearn.problem import Episode, Problem
+from metalearn.types import Tensors
+
+
+@dataclass(frozen=True)
+class GradientReport:
+    """What `check_meta_gradient` found.
+
+    Attributes:
+        error: the largest difference between the strategy's directional derivative and the finite-difference one,
+            relative to the gradient's norm.
+        errors: one a direction.
+        finite_difference_error: the largest disagreement of the finite differences among themselves, likewise relative.
+        gradient_norm: the norm of the strategy's gradient.
+        num_redrawn: directions thrown away because the objective has a kink (ReLU, max-pool) close to the point.
+    """
+
+    error: float
+    errors: tuple[float, ...]
+    finite_difference_error: float
+    gradient_norm: float
+    num_redrawn: int
+
+
+def check_meta_gradient(
+    problem: Problem,
+    meta: Tensors,
+    episode: Episode,
+    *,
+    strategy: Strategy | None = None,
+    num_directions: int = 4,
+    tolerance: float = 1e-6,
+    step_sizes: Sequence[float] = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5),
+    max_redrawn: int = 40,
+    seed: int = 0,
+) -> GradientReport:
+    r"""Certifies a strategy's meta-gradient against finite differences of the objective, in float64.
+
+    For random directions $d$ it compares $\langle g, d \rangle$ with Richardson's extrapolation of the central
+    differences $D(h) = (f(x + h d) - f(x - h d)) / 2h$, that is $(4 D(h/2) - D(h)) / 3$, at several step sizes $h$.
+    A direction counts once two of the extrapolations agree; if none do, it crosses a kink, and is redrawn and
+    counted. That decision looks at finite differences alone, never at the gradient under test.
+
+    Args:
+        problem: what to certify, for one task; `MAML(...).problem(functionalize(module.double()))` for a plain model.
+        meta: meta-parameters, float64.
+        episode: one task's data without the task axis, float64.
+        strategy: by default `Unrolled()`.
+        num_directions: how many random unit directions in the space of all meta-parameters.
+        tolerance: largest error accepted, relative to the gradient's norm (or absolute, for a norm below 1e-6).
+        step_sizes: the step sizes $h$, largest first.
+        max_redrawn: how many kinks to bear before giving up.
+        seed: of the directions.
+
+    Returns:
+        The report, if the gradient is right.
+
+    Raises:
+        AssertionError: the gradient is wrong, or has other names or shapes than `meta`.
+        UsageError: `meta` or the loss is not float64, or there are kinks wherever one looks.
+
+    Example:
+        >>> from metalearn import Episodes, algorithms, functionalize, losses
+        >>> model = functionalize(torch.nn.Linear(1, 1).double())
+        >>> maml = algorithms.MAML(loss=losses.mean_squared_error, inner_lr=0.1, num_inner_steps=3)
+        >>> x = torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None]
+        >>> report = check_meta_gradient(maml.problem(model), maml.init(model), Episodes((x, 2 * x), (x, 3 * x)))
+        >>> report.error < 1e-8
+        True
+    """
+    meta = tree.detach(meta)
+    _require_float64(meta)
+    outcome = (strategy or Unrolled()).value_and_grad(problem)(meta, episode)
+    if outcome.value.dtype != torch.float64:
+        raise UsageError(f"the outer loss is {outcome.value.dtype}: build the model and the episode in float64 (module.double()).")
+    _require_same_shapes(meta, outcome.grads)
+    scale = max(tree.norm(outcome.grads).item(), 1e-6)
+    differences = FiniteDifferences(lambda point: outer_value(problem, point, episode)[0], meta, step_sizes, scale)
+    errors: list[float] = []
+    spreads: list[float] = []
+    drawn = 0
+    while len(errors) < num_directions:
+        if drawn - len(errors) > max_redrawn:
+            raise UsageError(
+                f"finite differences disagree among themselves in {drawn - len(errors)} directions: the objective has kinks "
+                "everywhere near this point, or is noisy. Use a smooth activation, other data, or smaller step_sizes."
+            )
+        direction = _unit_direction(meta, random.fold_in(random.key(seed), drawn))
+        drawn += 1
+        expected, spread = differences.along(direction)
+        if spread > tolerance / 2:
+            continue
+        got = _dot(outcome.grads, direction)
+        errors.append(abs(got - expected) / scale)
+        spreads.append(spread)
+    report = GradientReport(max(errors), tuple(errors), max(spreads), scale, drawn - len(errors))
+    if not report.error <= tolerance:
+        raise AssertionError(
+            f"the meta-gradient of {type(strategy or Unrolled()).__name__} is wrong: relative error {report.error:.1e} "
+            f"against finite differences (tolerance {tolerance:.0e}, the differences agree to "
+            f"{report.finite_difference_error:.0e}). Per direction: {', '.join(f'{error:.1e}' for error in errors)}."
+        )
+    return report
+
+
+@dataclass(frozen=True)
+class FiniteDifferences:
+    """Directional derivatives of a function of named tensors by Richardson's extrapolation."""
+
+    function: Callable[[Tensors], Tensor]
+    point: Tensors
+    step_sizes: Sequence[float]
+    scale: float
+
+    def along(self, direction: Tensors) -> tuple[float, float]:
+        """The derivative, and by how much the two best extrapolations of neighbouring steps differ, relative to scale."""
+        estimates = [
+            (4 * self._central(direction, h / 2) - self._central(direction, h)) / 3 for h in self.step_sizes
+        ]
+        pairs = [(abs(a - b) / self.scale, b) for a, b in zip(estimates, estimates[1:], strict=False)]
+        spread, best = min(pairs)
+        return best, spread
+
+    def _central(self, direction: Tensors, h: float) -> float:
+        with torch.no_grad():
+            up, down = (
+                self.function({name: value + sign * h * direction[name] for name, value in self.point.items()}).item()
+                for sign in (1, -1)
+            )
+        return (up - down) / (2 * h)
+
+
+def assert_close(got: Any, expected: Any, *, tolerance: float = 1e-10) -> float:
+    """The largest difference of two nests of tensors, relative to the norm of the second; AssertionError above `tolerance`."""
+    difference = [a.double() - b.double() for a, b in zip(tree.tensors(got), tree.tensors(expected), strict=True)]
+    error = (tree.norm(difference) / tree.norm(expected).double().clamp_min(1e-12)).item()
+    if not error <= tolerance:
+        raise AssertionError(f"relative error {error:.1e}, tolerance {tolerance:.0e}")
+    return error
+
+
+def _unit_direction(meta: Tensors, key: Tensor) -> Tensors:
+    draws = {
+        name: random.normal(random.fold_in(key, index), value.shape, dtype=value.dtype)
+        for index, (name, value) in enumerate(meta.items())
+    }
+    length = tree.norm(draws)
+    return {name: value / length for name, value in draws.items()}
+
+
+def _dot(a: Tensors, b: Tensors) -> float:
+    return sum((a[name] * b[name]).sum().item() for name in b)
+
+
+def _require_float64(meta: Tensors) -> None:
+    for name, value in meta.items():
+        if value.dtype != torch.float64:
+            raise UsageError(
+                f"meta[{name!r}] is {value.dtype}: finite differences need float64. Build the model with module.double()."
+            )
+
+
+def _require_same_shapes(meta: Tensors, grads: Tensors) -> None:
+    shapes, expected = ({name: tuple(value.shape) for name, value in named.items()} for named in (grads, meta))
+    if shapes != expected:
+        raise AssertionError(f"the gradient has other names or shapes than meta: got {shapes}, expected {expected}.")

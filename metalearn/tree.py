@@ -1,0 +1,52 @@
+"""Small operations on dicts of tensors, and on nests of them."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree  # the module that torch.func itself is built on
+
+from metalearn.types import Tensors
+
+T = TypeVar("T")
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], nest: T) -> T:
+    """`nest` with `function` applied to every tensor; anything else in it stays."""
+    return pytree.tree_map_only(Tensor, function, nest)  # type: ignore[no-any-return]
+
+
+def tensors(nest: Any) -> list[Tensor]:
+    """The tensors of a nest, in order."""
+    return [leaf for leaf in pytree.tree_leaves(nest) if isinstance(leaf, Tensor)]
+
+
+def detach(nest: T) -> T:
+    """`nest` with every tensor cut from its history."""
+    return map_tensors(Tensor.detach, nest)
+
+
+def cast(nest: T, dtype: torch.dtype) -> T:
+    """`nest` with every floating-point tensor in `dtype`; integers and booleans stay."""
+    return map_tensors(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, nest)
+
+
+def to(nest: T, device: torch.device | str) -> T:
+    """`nest` with every tensor on `device`."""
+    return map_tensors(lambda leaf: leaf.to(device), nest)
+
+
+def select(named: Mapping[str, Tensor], prefix: str) -> Tensors:
+    """The entries whose name starts with `prefix`, with the prefix cut off: `select(meta, "init.")`."""
+    return {name[len(prefix) :]: value for name, value in named.items() if name.startswith(prefix)}
+
+
+def prefixed(named: Mapping[str, Tensor], prefix: str) -> Tensors:
+    """The same entries with `prefix` before every name."""
+    return {prefix + name: value for name, value in named.items()}
+
+
+def norm(nest: Any) -> Tensor:
+    """The Euclidean norm of all the tensors of a nest taken together."""
+    return torch.stack([leaf.square().sum() for leaf in tensors(nest)]).sum().sqrt()

@@ -48,7 +48,7 @@ def bits(key: Tensor, shape: Sequence[int]) -> Tensor:
     low, high = _word(mixed), _word(mixed >> 32)
     position = torch.arange(math.prod(shape), dtype=torch.int32, device=key.device)
     hashed = _lowbias32(_lowbias32(position ^ low[..., None]) ^ high[..., None])
-    return hashed.reshape(*key.shape, *shape)
+    return hashed.reshape((*key.shape, *shape))
 
 
 def uniform(key: Tensor, shape: Sequence[int], *, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -76,7 +76,10 @@ def choose(key: Tensor, population: int, count: int) -> Tensor:
     """`count` different numbers of 0 … population - 1 in random order, `[..., count]` for keys of shape `[...]`."""
     if count > population:
         raise ValueError(f"can not choose {count} different numbers out of {population}")
-    return bits(key, (population,)).argsort(dim=-1, stable=True)[..., :count]
+    # The smallest of distinct values: position breaks ties, so that every device chooses the same, and no sort is needed.
+    position = torch.arange(population, device=key.device)
+    ranked = bits(key, (population,)).to(torch.int64) * population + position
+    return ranked.topk(count, dim=-1, largest=False).values % population
 
 
 def _splitmix64(state: Tensor) -> Tensor:

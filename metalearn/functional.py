@@ -140,10 +140,14 @@ def functionalize(module: nn.Module, *, seed: int = 0) -> FunctionalModel:
         UsageError: the module has lazy parameters that no call has shaped yet, or a buffer called "rng" of its own.
     """
     for name, value in (*module.named_parameters(), *module.named_buffers()):
-        if isinstance(value, nn.parameter.UninitializedTensorMixin):
-            raise UsageError(f"{name!r} has no shape yet: call the lazy module once on an example, then functionalize it.")
+        if isinstance(value, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
+            raise UsageError(
+                f"{name!r} has no shape yet: call the lazy module once on an example, then functionalize it."
+            )
         if name == RNG:
-            raise UsageError("the module has an entry named 'rng', which metalearn keeps for its random key: rename it.")
+            raise UsageError(
+                "the module has an entry named 'rng', which metalearn keeps for its random key: rename it."
+            )
     params = {name: value.detach().clone() for name, value in module.named_parameters()}
     buffers = {name: value.detach().clone() for name, value in module.named_buffers()}
     device = next(iter((*params.values(), *buffers.values())), torch.empty(0)).device
@@ -228,14 +232,19 @@ class _SkeletonPool:
 
 
 def _own(buffers: Mapping[str, Tensor], inputs: Any) -> Tensors:
-    """Copies that forward may write into. Inside vmap each task gets its own, because torch refuses to write a task's
-    value into a tensor that all tasks share."""
+    """Copies that forward may write into.
+
+    Inside vmap each task gets its own, because torch refuses to write a task's value into a tensor that all share.
+    """
     if not buffers:
         return {}
     zero = _batched_zero(inputs)
     if zero is None:
         return {name: value.clone() for name, value in buffers.items()}
-    return {name: value.clone() if value.dtype == torch.bool else value + zero.to(value.dtype) for name, value in buffers.items()}
+    return {
+        name: value.clone() if value.dtype == torch.bool else value + zero.to(value.dtype)
+        for name, value in buffers.items()
+    }
 
 
 def _batched_zero(inputs: Any) -> Tensor | None:
@@ -243,7 +252,8 @@ def _batched_zero(inputs: Any) -> Tensor | None:
     functorch = torch._C._functorch
     if functorch.peek_interpreter_stack() is None:
         return None
-    zero, levels = None, set()
+    zero: Tensor | None = None
+    levels: set[int] = set()
     for leaf in tree.tensors(inputs):
         for level in _vmap_levels(leaf) - levels:
             levels.add(level)
@@ -254,7 +264,7 @@ def _batched_zero(inputs: Any) -> Tensor | None:
 
 def _vmap_levels(value: Tensor) -> set[int]:
     functorch = torch._C._functorch
-    levels = set()
+    levels: set[int] = set()
     while functorch.is_functorch_wrapped_tensor(value):
         if functorch.is_batchedtensor(value):
             levels.add(functorch.maybe_get_level(value))

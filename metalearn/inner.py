@@ -116,7 +116,7 @@ def inner_step(
     """One pure step: the gradient of the loss, the optimizer's updates, the next state."""
     _refuse_shadowed(state)
 
-    def loss_of(params: Tensors) -> tuple[Tensor, tuple[Tensor, Aux]]:
+    def loss_of(params: Tensors) -> tuple[Tensor, Aux]:
         loss, aux = loss_fn(params, state.buffers, batch)
         if loss.dim() != 0:
             raise UsageError(f"the loss has shape {list(loss.shape)}, but must be a scalar: take its mean or sum.")
@@ -190,7 +190,7 @@ def _with_aux(loss_fn: FreeLossFunction) -> LossFunction:
             if isinstance(aux, Mapping):
                 return loss, Aux(dict(aux), {})
         raise UsageError(
-            f"loss_fn returned {type(result).__name__}: expected a loss, (loss, buffers) or (loss, Aux(buffers, metrics))."
+            f"loss_fn returned {type(result).__name__}: expected loss, (loss, buffers) or (loss, Aux)."
         )
 
     return with_aux

@@ -37,7 +37,7 @@ class KeyedDraws(TorchFunctionMode):
         if self._key is None:
             raise UsageError(
                 "this model draws random numbers, but buffers has no 'rng' entry. Pass "
-                "buffers={**buffers, 'rng': metalearn.random.key(seed)}, or use model.eval() if it draws in training only."
+                "buffers={**buffers, 'rng': metalearn.random.key(seed)}, or use model.eval() if only training draws."
             )
         key = self._key + self._num_draws
         self._num_draws += 1
@@ -52,13 +52,19 @@ class KeyedDraws(TorchFunctionMode):
         if func in _REFUSED and _REFUSED[func](args, kwargs or {}):
             raise UsageError(
                 f"forward calls {func.__name__}, which draws from torch's hidden generator, and metalearn has no keyed "
-                "form of it: use torch.rand_like or torch.randn_like there, or model.eval() if it draws in training only."
+                "form of it: use torch.rand_like or torch.randn_like there, or model.eval() if only training draws."
             )
         return func(*args, **(kwargs or {}))
 
 
 def _drop(
-    draws: KeyedDraws, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *, mask_dims: int | None = None
+    draws: KeyedDraws,
+    x: Tensor,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,
+    *,
+    mask_dims: int | None = None,
 ) -> Tensor:
     # `inplace` saves memory in torch; the result is the same without it.
     if not 0.0 <= p <= 1.0:
@@ -71,7 +77,13 @@ def _drop(
 
 
 def _alpha_drop(
-    draws: KeyedDraws, x: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False, *, mask_dims: int | None = None
+    draws: KeyedDraws,
+    x: Tensor,
+    p: float = 0.5,
+    training: bool = False,
+    inplace: bool = False,
+    *,
+    mask_dims: int | None = None,
 ) -> Tensor:
     """Alpha dropout keeps a SELU network's mean 0 and variance 1 (Klambauer et al. 2017, arXiv:1706.02515)."""
     if not training or p == 0.0:
@@ -81,7 +93,8 @@ def _alpha_drop(
     saturation = -1.7580993408473766
     scale = ((1 - p) * (1 + p * saturation**2)) ** -0.5
     mask = _mask(draws, x, p, mask_dims)
-    return (x * mask + saturation * (1 - mask)) * scale - scale * p * saturation
+    dropped: Tensor = (x * mask + saturation * (1 - mask)) * scale - scale * p * saturation
+    return dropped
 
 
 def _mask(draws: KeyedDraws, x: Tensor, p: float, mask_dims: int | None) -> Tensor:
@@ -99,7 +112,9 @@ def _channel_drop(spatial_dims: int) -> Callable[..., Tensor]:
     return drop
 
 
-def _feature_alpha_drop(draws: KeyedDraws, x: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False) -> Tensor:
+def _feature_alpha_drop(
+    draws: KeyedDraws, x: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False
+) -> Tensor:
     return _alpha_drop(draws, x, p, training, inplace, mask_dims=x.dim() - 2)
 
 
@@ -119,7 +134,8 @@ def _shaped(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _bernoulli(draws: KeyedDraws, x: Tensor, p: float | None = None, **kwargs: Any) -> Tensor:
-    return (random.uniform(draws.draw(), x.shape) < (x if p is None else p)).to(x.dtype)
+    drawn: Tensor = random.uniform(draws.draw(), x.shape) < (x if p is None else p)
+    return drawn.to(x.dtype)
 
 
 _REPLACEMENTS: dict[Any, Callable[..., Tensor]] = {

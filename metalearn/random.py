@@ -76,7 +76,7 @@ def choose(key: Tensor, population: int, count: int) -> Tensor:
     """`count` different numbers of 0 … population - 1 in random order, `[..., count]` for keys of shape `[...]`."""
     if count > population:
         raise ValueError(f"can not choose {count} different numbers out of {population}")
-    # The smallest of distinct values: position breaks ties, so that every device chooses the same, and no sort is needed.
+    # The smallest of distinct values: position breaks ties, so every device chooses the same, and no sort is needed.
     position = torch.arange(population, device=key.device)
     ranked = bits(key, (population,)).to(torch.int64) * population + position
     return ranked.topk(count, dim=-1, largest=False).values % population

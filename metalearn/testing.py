@@ -1,5 +1,6 @@
 """Our invariants as checkers, for users' own models, losses and strategies."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -85,7 +86,9 @@ def check_meta_gradient(
     _require_float64(meta)
     outcome = (strategy or Unrolled()).value_and_grad(problem)(meta, episode)
     if outcome.value.dtype != torch.float64:
-        raise UsageError(f"the outer loss is {outcome.value.dtype}: build the model and the episode in float64 (module.double()).")
+        raise UsageError(
+            f"the outer loss is {outcome.value.dtype}: build the model and the episode in float64 (module.double())."
+        )
     _require_same_shapes(meta, outcome.grads)
     scale = max(tree.norm(outcome.grads).item(), 1e-6)
     differences = FiniteDifferences(lambda point: outer_value(problem, point, episode)[0], meta, step_sizes, scale)
@@ -95,8 +98,8 @@ def check_meta_gradient(
     while len(errors) < num_directions:
         if drawn - len(errors) > max_redrawn:
             raise UsageError(
-                f"finite differences disagree among themselves in {drawn - len(errors)} directions: the objective has kinks "
-                "everywhere near this point, or is noisy. Use a smooth activation, other data, or smaller step_sizes."
+                f"finite differences disagree among themselves in {drawn - len(errors)} directions: the objective has "
+                "kinks everywhere near this point, or is noisy. Use a smooth activation, or smaller step_sizes."
             )
         direction = _unit_direction(meta, random.fold_in(random.key(seed), drawn))
         drawn += 1
@@ -126,11 +129,9 @@ class FiniteDifferences:
     scale: float
 
     def along(self, direction: Tensors) -> tuple[float, float]:
-        """The derivative, and by how much the two best extrapolations of neighbouring steps differ, relative to scale."""
-        estimates = [
-            (4 * self._central(direction, h / 2) - self._central(direction, h)) / 3 for h in self.step_sizes
-        ]
-        pairs = [(abs(a - b) / self.scale, b) for a, b in zip(estimates, estimates[1:], strict=False)]
+        """The derivative, and by how much the two closest extrapolations in a row differ, relative to scale."""
+        estimates = [(4 * self._central(direction, h / 2) - self._central(direction, h)) / 3 for h in self.step_sizes]
+        pairs = [(abs(a - b) / self.scale, b) for a, b in itertools.pairwise(estimates)]
         spread, best = min(pairs)
         return best, spread
 
@@ -144,7 +145,7 @@ class FiniteDifferences:
 
 
 def assert_close(got: Any, expected: Any, *, tolerance: float = 1e-10) -> float:
-    """The largest difference of two nests of tensors, relative to the norm of the second; AssertionError above `tolerance`."""
+    """The difference of two nests of tensors over the norm of the second; raises AssertionError above `tolerance`."""
     difference = [a.double() - b.double() for a, b in zip(tree.tensors(got), tree.tensors(expected), strict=True)]
     error = (tree.norm(difference) / tree.norm(expected).double().clamp_min(1e-12)).item()
     if not error <= tolerance:
@@ -168,9 +169,7 @@ def _dot(a: Tensors, b: Tensors) -> float:
 def _require_float64(meta: Tensors) -> None:
     for name, value in meta.items():
         if value.dtype != torch.float64:
-            raise UsageError(
-                f"meta[{name!r}] is {value.dtype}: finite differences need float64. Build the model with module.double()."
-            )
+            raise UsageError(f"meta[{name!r}] is {value.dtype}: finite differences need float64 (module.double()).")
 
 
 def _require_same_shapes(meta: Tensors, grads: Tensors) -> None:

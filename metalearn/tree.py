@@ -1,6 +1,6 @@
 """Small operations on dicts of tensors, and on nests of them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -14,7 +14,18 @@ T = TypeVar("T")
 
 def map_tensors(function: Callable[[Tensor], Tensor], nest: T) -> T:
     """`nest` with `function` applied to every tensor; anything else in it stays."""
-    return pytree.tree_map_only(Tensor, function, nest)  # type: ignore[no-any-return]
+    mapped: T = pytree.tree_map_only(Tensor, function, nest)
+    return mapped
+
+
+def flatten(nest: Any) -> tuple[list[Any], Any]:
+    """The leaves of a nest, tensors and others, and what `unflatten` needs to put leaves back."""
+    return pytree.tree_flatten(nest)
+
+
+def unflatten(leaves: Iterable[Any], structure: Any) -> Any:
+    """The nest of that structure with these leaves."""
+    return pytree.tree_unflatten(leaves, structure)
 
 
 def tensors(nest: Any) -> list[Tensor]:

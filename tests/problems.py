@@ -59,7 +59,9 @@ def model_of(layer: str):
 OPTIMIZERS = {
     "sgd": lambda meta: optim.sgd(meta["lr"]),
     "sgd, momentum learned": lambda meta: optim.sgd(meta["lr"], momentum=meta["momentum"]),
-    "sgd, nesterov and decay": lambda meta: optim.sgd(meta["lr"], momentum=0.9, nesterov=True, weight_decay=meta["decay"]),
+    "sgd, nesterov and decay": lambda meta: optim.sgd(
+        meta["lr"], momentum=0.9, nesterov=True, weight_decay=meta["decay"]
+    ),
     "sgd, a rate a parameter": lambda meta: optim.sgd(tree.select(meta, "lr.")),
     "sgd, a rate a step": lambda meta: optim.sgd(lambda count: meta["rates"][count]),
     "adam": lambda meta: optim.adam(meta["lr"] * 0.1, eps=1e-3),
@@ -71,7 +73,9 @@ OPTIMIZERS = {
 HYPERS = {"lr": 0.3, "momentum": 0.8, "decay": 0.05, "b1": 0.7, "b2": 0.9, "eps": 1e-2}
 
 
-def problem_of(model, optimizer: str, *, num_inner_steps: int = 2, loss=losses.cross_entropy) -> tuple[Problem, dict[str, Tensor]]:
+def problem_of(
+    model, optimizer: str, *, num_inner_steps: int = 2, loss=losses.cross_entropy
+) -> tuple[Problem, dict[str, Tensor]]:
     """MAML's problem with every hyper-parameter in `meta`, and that meta; those the optimizer ignores get a zero."""
     maml = algorithms.MAML(loss=loss, num_inner_steps=num_inner_steps)
     base = maml.problem(model)

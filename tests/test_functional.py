@@ -101,7 +101,8 @@ def test_modes_do_not_touch_the_module() -> None:
     quiet = model.eval()
     output, buffers = quiet(quiet.params, quiet.buffers, x)
     torch.testing.assert_close(output, copy.deepcopy(module).eval()(x))
-    assert module.training and module[0].training
+    assert module.training
+    assert module[0].training
     assert torch.equal(buffers["1.running_mean"], model.buffers["1.running_mean"])
     trained = functionalize(module.eval()).train()
     assert not torch.equal(trained(trained.params, trained.buffers, x)[1]["1.running_mean"], torch.zeros(4))

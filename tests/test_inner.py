@@ -27,14 +27,18 @@ def _setting():
 
 def test_zero_steps_are_the_identity() -> None:
     model, support, loss_fn = _setting()
-    adapted = adapt(loss_fn, model.params, model.buffers, support, optimizer=optim.sgd(0.1), num_inner_steps=0, trace=True)
+    adapted = adapt(
+        loss_fn, model.params, model.buffers, support, optimizer=optim.sgd(0.1), num_inner_steps=0, trace=True
+    )
     assert all(adapted.params[name] is value for name, value in model.params.items())
     assert adapted.trace == ()
 
 
 def test_equals_a_loop_that_mutates() -> None:
     model, (x, y), loss_fn = _setting()
-    adapted = adapt(loss_fn, model.params, model.buffers, (x, y), optimizer=optim.sgd(0.1, momentum=0.9), num_inner_steps=7)
+    adapted = adapt(
+        loss_fn, model.params, model.buffers, (x, y), optimizer=optim.sgd(0.1, momentum=0.9), num_inner_steps=7
+    )
     module = copy.deepcopy(model.module)
     optimizer = torch.optim.SGD(module.parameters(), 0.1, momentum=0.9)
     for _ in range(7):
@@ -67,7 +71,9 @@ def test_goes_on_from_where_it_stopped(optimizer) -> None:
 
 def test_the_trace_shows_every_step() -> None:
     model, support, loss_fn = _setting()
-    adapted = adapt(loss_fn, model.params, model.buffers, support, optimizer=optim.sgd(0.1), num_inner_steps=3, trace=True)
+    adapted = adapt(
+        loss_fn, model.params, model.buffers, support, optimizer=optim.sgd(0.1), num_inner_steps=3, trace=True
+    )
     assert len(adapted.trace) == 3
     following = [step.params for step in adapted.trace[1:]] + [adapted.params]
     for step, after in zip(adapted.trace, following, strict=True):
@@ -123,7 +129,13 @@ def test_a_loss_may_return_metrics() -> None:
         return params["w"].sum(), Aux({"calls": buffers["calls"] + 1}, {"metric": params["w"].sum()})
 
     adapted = adapt(
-        loss_fn, {"w": torch.ones(1)}, {"calls": torch.tensor(0)}, None, optimizer=optim.sgd(1.0), num_inner_steps=3, trace=True
+        loss_fn,
+        {"w": torch.ones(1)},
+        {"calls": torch.tensor(0)},
+        None,
+        optimizer=optim.sgd(1.0),
+        num_inner_steps=3,
+        trace=True,
     )
     assert adapted.buffers["calls"].item() == 3
     assert [step.metrics["metric"].item() for step in adapted.trace] == [1.0, 0.0, -1.0]

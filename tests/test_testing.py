@@ -24,7 +24,12 @@ class Tampered(Strategy):
         def run(meta, episode, carry=None):
             outcome = exact(meta, episode)
             name = next(iter(outcome.grads))
-            change = self.amount * tree.norm(outcome.grads) * torch.ones_like(outcome.grads[name]) / outcome.grads[name].numel() ** 0.5
+            change = (
+                self.amount
+                * tree.norm(outcome.grads)
+                * torch.ones_like(outcome.grads[name])
+                / outcome.grads[name].numel() ** 0.5
+            )
             return outcome._replace(grads={**outcome.grads, name: outcome.grads[name] + change})
 
         return run

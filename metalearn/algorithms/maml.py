@@ -20,8 +20,8 @@ from metalearn.types import Aux, Batch, Hyper, Tensors
 class MAML(Algorithm):
     r"""Model-agnostic meta-learning.
 
-    $\min_\theta \sum_i L_i^{query}(\theta_i)$ with $\theta_i = \theta - \alpha \nabla_\theta L_i^{support}(\theta)$, the
-    inner step repeated `num_inner_steps` times. The strategy decides whether the outer gradient is exact (MAML) or
+    $\min_\theta \sum_i L_i^{query}(\theta_i)$ with $\theta_i = \theta - \alpha \nabla_\theta L_i^{support}(\theta)$,
+    the inner step repeated `num_inner_steps` times. The strategy decides whether the outer gradient is exact (MAML) or
     first-order (FOMAML).
 
     Attributes:

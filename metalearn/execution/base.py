@@ -75,11 +75,12 @@ class Execution(ABC):
         return run
 
     def evaluate(self, problem: Problem, meta: Tensors, episodes: Episode, *, num_inner_steps: int) -> Tensors:
-        """The outer loss (`"loss"`) and metrics of every task after 0 … `num_inner_steps` steps, `[task, step]` each."""
+        """The outer loss (`"loss"`) and metrics of every task after 0 … `num_inner_steps` steps, `[task, step]`."""
         longer = replace(problem, num_inner_steps=num_inner_steps, outer_weights=None)
         meta = tree.detach(meta)
         count_tasks(episodes)
-        return concatenate(list(self.run(lambda episode: inner.evaluate(longer, meta, episode), episodes)))
+        table: Tensors = concatenate(list(self.run(lambda episode: inner.evaluate(longer, meta, episode), episodes)))
+        return table
 
 
 def count_tasks(episodes: Any) -> int:
@@ -92,18 +93,20 @@ def count_tasks(episodes: Any) -> int:
     lengths = {leaf.shape[0] if leaf.dim() else None for leaf in leaves}
     if len(lengths) != 1 or None in lengths or 0 in lengths:
         shapes = ", ".join(str(list(leaf.shape)) for leaf in leaves)
-        raise UsageError(f"episodes need one task axis in front of every tensor, of one length above 0; got {shapes or 'none'}.")
+        raise UsageError(
+            f"episodes need one task axis in front of every tensor, of one length above 0; got {shapes or 'none'}."
+        )
     return int(next(iter(lengths)))  # type: ignore[arg-type]
 
 
 def concatenate(parts: Sequence[Any]) -> Any:
     """Nests of one structure, joined along the task axis."""
-    flat = [tree.pytree.tree_flatten(part) for part in parts]
+    flat = [tree.flatten(part) for part in parts]
     joined = [
         torch.cat(leaves) if isinstance(leaves[0], Tensor) else leaves[0]
         for leaves in zip(*(leaves for leaves, _ in flat), strict=True)
     ]
-    return tree.pytree.tree_unflatten(joined, flat[0][1])
+    return tree.unflatten(joined, flat[0][1])
 
 
 def merge_buffers(buffers: Tensors, policy: BufferPolicy) -> Tensors:

@@ -35,5 +35,7 @@ def choose(
     if tasks == "vmap":
         return Vmap(chunk_size=chunk_size, buffers=buffers)
     if chunk_size is not None:
-        raise UsageError("execution.chunk_size is for vmap, but tasks run in a loop: set execution.tasks=vmap, or no size.")
+        raise UsageError(
+            "execution.chunk_size is for vmap, but tasks run in a loop: set execution.tasks=vmap, or no size."
+        )
     return Loop(buffers=buffers)

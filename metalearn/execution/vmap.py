@@ -30,14 +30,14 @@ class Vmap(Execution):
     def run(self, function: Callable[[Any], Any], episodes: Any) -> Iterator[Any]:
         """See `Execution.run`; pieces of `chunk_size` tasks."""
         num_tasks = count_tasks(episodes)
-        leaves, structure = tree.pytree.tree_flatten(episodes)
+        leaves, structure = tree.flatten(episodes)
         axes = tuple(0 if isinstance(leaf, Tensor) else None for leaf in leaves)
         result_of: dict[str, Any] = {}
 
         def one_task(*leaves: Any) -> tuple[Tensor, ...]:
             # vmap returns tensors only: what else a result holds (None, a name) is remembered beside them.
-            result = function(tree.pytree.tree_unflatten(leaves, structure))
-            result_of["flat"], result_of["structure"] = tree.pytree.tree_flatten(result)
+            result = function(tree.unflatten(leaves, structure))
+            result_of["flat"], result_of["structure"] = tree.flatten(result)
             return tuple(leaf for leaf in result_of["flat"] if isinstance(leaf, Tensor))
 
         size = self.chunk_size or num_tasks
@@ -45,4 +45,4 @@ class Vmap(Execution):
             chunk = [leaf[first : first + size] if isinstance(leaf, Tensor) else leaf for leaf in leaves]
             batched = iter(torch.vmap(one_task, in_dims=axes)(*chunk))
             flat = [next(batched) if isinstance(leaf, Tensor) else leaf for leaf in result_of["flat"]]
-            yield tree.pytree.tree_unflatten(flat, result_of["structure"])
+            yield tree.unflatten(flat, result_of["structure"])

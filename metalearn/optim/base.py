@@ -31,10 +31,10 @@ class CountState(NamedTuple):
     """The state of a transformation that remembers only how often it ran.
 
     Attributes:
-        count: int64 scalar, the number of updates done.
+        num_steps: int64 scalar, the number of updates done.
     """
 
-    count: Tensor
+    num_steps: Tensor
 
 
 def apply_updates(params: Tensors, updates: Tensors) -> Tensors:
@@ -110,4 +110,6 @@ def check_names(updates: Tensors, params: Tensors) -> None:
     for given, expected, what in ((updates, params, "parameter"), (params, updates, "update")):
         for name in given:
             if name not in expected:
-                raise UsageError(f"{name!r} has no {what}. {did_you_mean(name, expected)} Names must be the same in both.")
+                raise UsageError(
+                    f"{name!r} has no {what}. {did_you_mean(name, expected)} Names must be the same in both."
+                )

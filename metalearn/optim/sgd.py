@@ -11,8 +11,8 @@ def sgd(
 ) -> GradientTransformation:
     r"""Gradient descent, equal to `torch.optim.SGD`, differentiable in everything.
 
-    $g_t = \nabla L(\theta_{t-1}) + \lambda \theta_{t-1}$, $m_t = \mu m_{t-1} + g_t$, $\theta_t = \theta_{t-1} - \eta m_t$
-    (Nesterov: $\theta_t = \theta_{t-1} - \eta (g_t + \mu m_t)$).
+    $g_t = \nabla L(\theta_{t-1}) + \lambda \theta_{t-1}$, $m_t = \mu m_{t-1} + g_t$,
+    $\theta_t = \theta_{t-1} - \eta m_t$ (Nesterov: $\theta_t = \theta_{t-1} - \eta (g_t + \mu m_t)$).
 
     Args:
         lr: learning rate $\eta$, a factor on the gradient: a float, a tensor, a dict by parameter name, or a schedule.

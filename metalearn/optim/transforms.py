@@ -13,11 +13,11 @@ class TraceState(NamedTuple):
     """The state of `trace`.
 
     Attributes:
-        count: int64 scalar, the number of updates done.
+        num_steps: int64 scalar, the number of updates done.
         trace: the decaying sum of past updates, by parameter name.
     """
 
-    count: Tensor
+    num_steps: Tensor
     trace: Tensors
 
 
@@ -25,12 +25,12 @@ class AdamState(NamedTuple):
     """The state of `scale_by_adam`.
 
     Attributes:
-        count: int64 scalar, the number of updates done.
+        num_steps: int64 scalar, the number of updates done.
         mean: decaying mean of the gradients, by parameter name.
         square: decaying mean of the squared gradients, by parameter name.
     """
 
-    count: Tensor
+    num_steps: Tensor
     mean: Tensors
     square: Tensors
 
@@ -49,8 +49,8 @@ def scale_by_learning_rate(lr: Hyper) -> GradientTransformation:
         return CountState(zero_count(params))
 
     def update(updates: Tensors, state: CountState, params: Tensors) -> tuple[Tensors, CountState]:
-        scaled = {name: -value_of(lr, name, state.count) * value for name, value in updates.items()}
-        return scaled, CountState(state.count + 1)
+        scaled = {name: -value_of(lr, name, state.num_steps) * value for name, value in updates.items()}
+        return scaled, CountState(state.num_steps + 1)
 
     return GradientTransformation(init, update)
 
@@ -61,24 +61,25 @@ def add_decayed_weights(weight_decay: Hyper) -> GradientTransformation:
     def update(updates: Tensors, state: CountState, params: Tensors) -> tuple[Tensors, CountState]:
         check_names(updates, params)
         decayed = {
-            name: value + value_of(weight_decay, name, state.count) * params[name] for name, value in updates.items()
+            name: value + value_of(weight_decay, name, state.num_steps) * params[name]
+            for name, value in updates.items()
         }
-        return decayed, CountState(state.count + 1)
+        return decayed, CountState(state.num_steps + 1)
 
     return GradientTransformation(lambda params: CountState(zero_count(params)), update)
 
 
 def trace(decay: Hyper, *, nesterov: bool = False) -> GradientTransformation:
-    r"""Momentum as `torch.optim.SGD` has it: $m_t = \mu_t m_{t-1} + u_t$; Nesterov's form passes on $u_t + \mu_t m_t$."""
+    r"""Momentum as `torch.optim.SGD` has it, $m_t = \mu_t m_{t-1} + u_t$; Nesterov's passes on $u_t + \mu_t m_t$."""
 
     def init(params: Tensors) -> TraceState:
         return TraceState(zero_count(params), {name: torch.zeros_like(value) for name, value in params.items()})
 
     def update(updates: Tensors, state: TraceState, params: Tensors) -> tuple[Tensors, TraceState]:
-        rates = {name: value_of(decay, name, state.count) for name in updates}
+        rates = {name: value_of(decay, name, state.num_steps) for name in updates}
         moved = {name: rates[name] * state.trace[name] + value for name, value in updates.items()}
         passed = {name: updates[name] + rates[name] * moved[name] for name in updates} if nesterov else moved
-        return passed, TraceState(state.count + 1, moved)
+        return passed, TraceState(state.num_steps + 1, moved)
 
     return GradientTransformation(init, update)
 
@@ -96,15 +97,15 @@ def scale_by_adam(b1: Hyper = 0.9, b2: Hyper = 0.999, eps: Hyper = 1e-8) -> Grad
         return AdamState(zero_count(params), zeros, {name: torch.zeros_like(value) for name, value in params.items()})
 
     def update(updates: Tensors, state: AdamState, params: Tensors) -> tuple[Tensors, AdamState]:
-        count = state.count + 1
+        count = state.num_steps + 1
         mean, square, scaled = {}, {}, {}
         for name, gradient in updates.items():
-            beta1, beta2 = (value_of(beta, name, state.count) for beta in (b1, b2))
+            beta1, beta2 = (value_of(beta, name, state.num_steps) for beta in (b1, b2))
             mean[name] = beta1 * state.mean[name] + (1 - beta1) * gradient
             square[name] = beta2 * state.square[name] + (1 - beta2) * gradient * gradient
             steps = count.to(gradient.dtype)
             root = safe_sqrt(square[name] / (1 - beta2**steps))
-            scaled[name] = mean[name] / (1 - beta1**steps) / (root + value_of(eps, name, state.count))
+            scaled[name] = mean[name] / (1 - beta1**steps) / (root + value_of(eps, name, state.num_steps))
         return scaled, AdamState(count, mean, square)
 
     return GradientTransformation(init, update)

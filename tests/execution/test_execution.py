@@ -99,7 +99,8 @@ def _problem_of_images():
         (lambda: Loop(buffers="average"), ["'average'", "'mean'"]),
         (
             lambda: Loop().value_and_grad(Unrolled(), _problem_of_images()[0])(
-                _problem_of_images()[1], Episodes((torch.ones(2, 1), torch.ones(3, 1)), (torch.ones(2, 1), torch.ones(2, 1)))
+                _problem_of_images()[1],
+                Episodes((torch.ones(2, 1), torch.ones(3, 1)), (torch.ones(2, 1), torch.ones(2, 1))),
             ),
             ["task axis", "[3, 1]"],
         ),

@@ -80,7 +80,11 @@ def test_a_weighted_loss_after_every_step() -> None:
     parts = [
         Unrolled().value_and_grad(replace(problem, num_inner_steps=steps))(meta, episode).grads for steps in (1, 2, 3)
     ]
-    expected = {name: sum(w * part[name] for w, part in zip((0.2, 0.3, 0.5), parts, strict=True)) for name in meta if name != "rates"}
+    expected = {
+        name: sum(w * part[name] for w, part in zip((0.2, 0.3, 0.5), parts, strict=True))
+        for name in meta
+        if name != "rates"
+    }
     got = Unrolled().value_and_grad(weighted)(meta, episode).grads
     assert_close({name: got[name] for name in expected}, expected, tolerance=1e-13)
 
@@ -138,7 +142,9 @@ def test_with_respect_to_data_and_optimizer_state() -> None:
             return torch.nn.functional.cross_entropy(model(params, buffers, batch)[0], y)
 
         state = (momentum._replace(trace=trace), rate)
-        adapted = adapt(loss_fn, model.params, model.buffers, x, optimizer=optimizer, num_inner_steps=2, opt_state=state)
+        adapted = adapt(
+            loss_fn, model.params, model.buffers, x, optimizer=optimizer, num_inner_steps=2, opt_state=state
+        )
         return loss_fn(adapted.params, adapted.buffers, x)
 
     trace = {name: torch.zeros_like(value) for name, value in model.params.items()}

@@ -16,7 +16,10 @@ ROWS = {
         lambda: optim.sgd(0.05, momentum=0.9, nesterov=True),
         lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, nesterov=True),
     ),
-    "sgd weight decay": (lambda: optim.sgd(0.05, weight_decay=0.1), lambda p: torch.optim.SGD(p, 0.05, weight_decay=0.1)),
+    "sgd weight decay": (
+        lambda: optim.sgd(0.05, weight_decay=0.1),
+        lambda p: torch.optim.SGD(p, 0.05, weight_decay=0.1),
+    ),
     "sgd everything": (
         lambda: optim.sgd(0.05, momentum=0.8, nesterov=True, weight_decay=0.1),
         lambda p: torch.optim.SGD(p, 0.05, momentum=0.8, nesterov=True, weight_decay=0.1),
@@ -26,7 +29,10 @@ ROWS = {
         lambda: optim.adam(0.05, b1=0.7, b2=0.9, eps=1e-3),
         lambda p: torch.optim.Adam(p, 0.05, betas=(0.7, 0.9), eps=1e-3),
     ),
-    "adam weight decay": (lambda: optim.adam(0.05, weight_decay=0.1), lambda p: torch.optim.Adam(p, 0.05, weight_decay=0.1)),
+    "adam weight decay": (
+        lambda: optim.adam(0.05, weight_decay=0.1),
+        lambda p: torch.optim.Adam(p, 0.05, weight_decay=0.1),
+    ),
 }
 
 
@@ -70,7 +76,11 @@ def test_inputs_are_not_mutated_and_state_can_be_vmapped(row: str) -> None:
     updates, _ = torch.vmap(optimizer.update)(stacked, states, stacked)
     for index in range(2):
         one = {name: value[index] for name, value in stacked.items()}
-        assert_close({name: value[index] for name, value in updates.items()}, optimizer.update(one, state, one)[0], tolerance=1e-14)
+        assert_close(
+            {name: value[index] for name, value in updates.items()},
+            optimizer.update(one, state, one)[0],
+            tolerance=1e-14,
+        )
 
 
 RATES = {
@@ -118,7 +128,10 @@ def test_adam_has_no_nan_where_a_unit_is_dead() -> None:
 
 def test_chain_applies_its_parts_in_order() -> None:
     double = optim.stateless(lambda updates, params: {name: 2 * value for name, value in updates.items()})
-    optimizer, params = optim.chain(optim.add_decayed_weights(1.0), double, optim.scale_by_learning_rate(0.5)), {"w": torch.ones(1)}
+    optimizer, params = (
+        optim.chain(optim.add_decayed_weights(1.0), double, optim.scale_by_learning_rate(0.5)),
+        {"w": torch.ones(1)},
+    )
     updates, state = optimizer.update({"w": torch.ones(1)}, optimizer.init(params), params)
     assert updates["w"].item() == -2.0
     assert len(state) == 3

@@ -1,0 +1,91 @@
+"""`python -m metalearn.evaluate run=DIR [overrides]`: a run's numbers again, on more episodes or after other steps."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from enum import Enum
+from pathlib import Path
+from typing import Any, NoReturn
+
+from metalearn import config as configuration
+from metalearn.config import Composed, EvaluateConfig
+from metalearn.errors import UsageError
+from metalearn.training import Results, evaluate, find_checkpoint
+from metalearn.training.results import describe
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        argv: the arguments after the command's name; `None` for the process's own.
+
+    Returns:
+        The exit code: 0 done, 2 the user's mistake, 130 interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    with configuration.importable_folder():
+        return configuration.guarded(lambda: _run(arguments))
+
+
+def command() -> NoReturn:
+    """The process `metalearn-evaluate`."""
+    configuration.as_process(main)
+
+
+def _run(argv: Sequence[str]) -> int:
+    if configuration.parse(argv).multirun:
+        raise UsageError("evaluate measures one run at a time: leave -m out and call it once for each value.")
+    return configuration.run_hydra("evaluate", argv, _evaluate)
+
+
+def _evaluate(composed: Composed) -> None:
+    asked: EvaluateConfig = composed.config
+    if asked.run is None:
+        raise UsageError("Which run? Give its folder: python -m metalearn.evaluate run=outputs/glyphs/….")
+    folder = Path(asked.run)
+    config = configuration.read_config(folder, _changes(asked).items())
+    # A run without validation has no best checkpoint: its results are the last one's too.
+    checkpoint = find_checkpoint(folder if asked.checkpoint.value == "best" else folder / "checkpoints" / "last")
+    experiment = configuration.build_experiment(config)
+    settings = experiment.settings
+    num_episodes, num_inner_steps = settings.test_episodes, settings.num_inner_steps_eval
+    results = evaluate(
+        experiment,
+        checkpoint,
+        num_episodes=num_episodes,
+        num_inner_steps=num_inner_steps,
+        split=asked.split,
+        baseline=settings.baseline,
+        progress=configuration.build_logger(config)[1],
+    )
+    name = f"{asked.split}-{checkpoint.name}-{num_episodes}-episodes-{num_inner_steps}-steps.json"
+    path = folder / "evaluations" / name
+    results.save(path)
+    print(_table(results))
+    print(f"Written to {path}")
+
+
+def _changes(asked: EvaluateConfig) -> dict[str, Any]:
+    """What was asked for, by the names of the run's own config."""
+    found: dict[str, Any] = {} if asked.device is None else {"device": asked.device}
+    for group in ("eval", "execution", "task"):
+        node = getattr(asked, group)
+        for entry in fields(node):
+            value = getattr(node, entry.name)
+            if value is not None:
+                found[f"{group}.{entry.name}"] = value.value if isinstance(value, Enum) else value
+    return found
+
+
+def _table(results: Results) -> str:
+    by_step = results.data[f"{results.split}_by_step"]
+    lines = [results.summary(), "", "inner steps  " + "".join(f"{name:<22}" for name in by_step)]
+    for step, row in enumerate(zip(*by_step.values(), strict=True)):
+        cells = [describe(cell, percent=name == "accuracy") for name, cell in zip(by_step, row, strict=True)]
+        lines.append(f"{step:>11}  " + "".join(f"{cell:<22}" for cell in cells).rstrip())
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,113 @@
+"""`python -m metalearn.train [overrides]`: compose, build, train; with run=DIR, go on with an interrupted run."""
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+from metalearn import config as configuration
+from metalearn.config import Composed, TrainConfig
+from metalearn.errors import UsageError
+from metalearn.training import Results, train
+from metalearn.training.run_directory import prepare
+
+_MAY_CHANGE = ("meta.num_steps", "meta.log_every", "meta.checkpoint_every", "eval", "logger", "device", "task.root")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        argv: the arguments after the command's name; `None` for the process's own.
+
+    Returns:
+        The exit code: 0 done, 2 the user's mistake, 130 interrupted with the run saved.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    with configuration.importable_folder():
+        return configuration.guarded(lambda: _run(arguments))
+
+
+def command() -> NoReturn:
+    """The process `metalearn-train`."""
+    configuration.as_process(main)
+
+
+def resume_command(run_directory: Path) -> str:
+    """What goes on with the run in a folder, for a shell in the current one.
+
+    Example:
+        >>> resume_command(Path("outputs/glyphs/1"))
+        'python -m metalearn.train run=outputs/glyphs/1'
+    """
+    shown = os.path.relpath(run_directory) if run_directory.is_relative_to(Path.cwd()) else str(run_directory)
+    # Hydra's grammar wants quotes around whatever is not a plain word, and the shell quotes around these.
+    quoted = shown if re.fullmatch(r"[\w./:-]+", shown) else "'" + shown.replace("'", "\\'") + "'"
+    return f"python -m metalearn.train {shlex.quote(f'run={quoted}')}"
+
+
+def _run(argv: Sequence[str]) -> int:
+    options = configuration.parse(argv)
+    asked = configuration.changes(options.overrides)
+    if asked.get("run") is None or options.help or options.hydra_help or options.cfg:
+        return configuration.run_hydra("train", argv, _start)
+    if options.multirun:
+        raise UsageError("run=DIR goes on with one run: leave -m out.")
+    _resume(Path(str(asked.pop("run"))), asked)
+    return 0
+
+
+def _start(composed: Composed) -> None:
+    folder = composed.run_directory
+    config, left_out = configuration.without_foreign_defaults(composed.config, composed.changed)
+    if left_out:
+        print(f"metalearn: left out what the new class does not take: {', '.join(left_out)}", file=sys.stderr)
+    prepare(folder, resume=False)
+    try:
+        _train(config, folder, resume=False)
+    except UsageError:
+        with suppress(OSError):  # a mistake found while building leaves no empty folder behind
+            folder.rmdir()
+        raise
+
+
+def _resume(folder: Path, asked: Mapping[str, Any]) -> None:
+    for key in asked:
+        if not any(key == free or key.startswith(f"{free}.") for free in _MAY_CHANGE):
+            raise UsageError(
+                f"{key} can not change when a run goes on: its numbers would be of two different runs. "
+                f"Free to change: {', '.join(_MAY_CHANGE)}."
+            )
+    changes = dict(asked)
+    if isinstance(changes.get("logger"), str):
+        changes["logger"] = configuration.group_choice("logger", changes["logger"])
+    config = configuration.read_config(folder, changes.items())
+    if "meta.num_steps" in changes and config.meta.schedule.value != "constant":
+        raise UsageError("meta.num_steps can not change when a run goes on: its schedule of rates depends on it.")
+    _train(config, folder.resolve(), resume=True)
+
+
+def _train(config: TrainConfig, folder: Path, *, resume: bool) -> None:
+    experiment = configuration.build_experiment(config)
+    logger, progress = configuration.build_logger(config)
+    if not resume:
+        configuration.write_config(config, folder)
+    results = train(
+        experiment, folder, resume=resume, logger=logger, progress=progress, resume_command=resume_command(folder)
+    )
+    if resume:
+        configuration.write_config(config, folder)
+    _report(results, folder)
+
+
+def _report(results: Results, folder: Path) -> None:
+    print(results.summary())
+    print(f"Results, curves and checkpoints: {folder}")
+
+
+if __name__ == "__main__":
+    command()

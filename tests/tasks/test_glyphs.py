@@ -81,7 +81,7 @@ def test_splits_share_no_alphabet_and_together_hold_all(num_alphabets: int) -> N
 
 def test_lines_are_as_thin_as_those_of_omniglot(world: Tensor) -> None:
     share = world.to(torch.float64).mean((-2, -1)) / 255
-    assert 0.065 < share.mean() < 0.095  # the real Omniglot at 28 x 28 has 0.080
+    assert 0.065 < share.mean() < 0.095  # the real Omniglot at 28 x 28 has 0.084
     assert share.min() > 0.01
     assert share.max() < 0.30
     edge = torch.cat([world[..., 0, :], world[..., -1, :], world[..., 0], world[..., -1]], -1)
@@ -110,16 +110,15 @@ def test_drawings_of_a_character_are_closer_than_those_of_different_ones(world: 
     same = character[:, None] == character
     within = pairs[:, same & ~torch.eye(200, dtype=torch.bool)].mean(-1)
     between = pairs[:, ~same].mean(-1)
-    assert (within < 0.9 * between).all()  # in every alphabet
-    assert within.mean() < 0.75 * between.mean()
-    assert within.min() > 0.2  # no two drawers alike
+    assert (within < 0.92 * between).all()  # in every alphabet; the real Omniglot's have 0.67 to 0.91
+    assert 0.75 < within.mean() / between.mean() < 0.88  # the real Omniglot: 0.82
 
 
 def test_the_nearest_neighbour_in_pixels_is_far_from_chance_and_far_from_solving_it(glyphs: Glyphs) -> None:
     episodes = glyphs.episodes("train", range(400))
     (support, _), (query, labels) = episodes.support, episodes.query
     accuracy = (torch.cdist(query.flatten(2), support.flatten(2)).argmin(-1) == labels).float().mean()
-    assert 0.36 < accuracy < 0.58  # on the real Omniglot: 0.46
+    assert 0.36 < accuracy < 0.58  # on the test classes of the real Omniglot: 0.43
 
 
 def test_an_episode_holds_one_character_a_label_and_no_drawing_twice(glyphs: Glyphs) -> None:

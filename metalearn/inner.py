@@ -189,9 +189,7 @@ def _with_aux(loss_fn: FreeLossFunction) -> LossFunction:
                 return loss, aux
             if isinstance(aux, Mapping):
                 return loss, Aux(dict(aux), {})
-        raise UsageError(
-            f"loss_fn returned {type(result).__name__}: expected loss, (loss, buffers) or (loss, Aux)."
-        )
+        raise UsageError(f"loss_fn returned {type(result).__name__}: expected loss, (loss, buffers) or (loss, Aux).")
 
     return with_aux
 

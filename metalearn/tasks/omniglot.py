@@ -81,4 +81,4 @@ class Omniglot(ClassificationSource):
 
 def _details(split: str, split_seed: int, characters: dict[str, int]) -> dict[str, Any]:
     seed = {"split_seed": split_seed} if split == "random" else {}
-    return {"split": split, **seed, "characters": characters, "resampling": "8-bit grey, Lanczos"}
+    return {"split_scheme": split, **seed, "characters": characters, "resampling": "8-bit grey, Lanczos"}

@@ -33,7 +33,7 @@ def test_counts_of_the_vinyals_split(source: Omniglot) -> None:
 def test_protocol(source: Omniglot) -> None:
     card = source.protocol()
     assert card["dataset"] == "omniglot"
-    assert card["split"] == "vinyals"
+    assert card["split_scheme"] == "vinyals"
     assert card["classes"] == {"train": 4112, "val": 688, "test": 1692}
     assert card["characters"] == {"train": 1028, "val": 172, "test": 423}
     assert (card["ways"], card["shots"], card["query_shots"]) == (5, 1, 15)

@@ -1,0 +1,177 @@
+"""From a config to the objects that it names: what `metalearn.training` takes."""
+
+import math
+import sys
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from metalearn import execution, losses, optim
+from metalearn.config import plugins
+from metalearn.config.schema import InnerOptimizer, MetaConfig, MetaOptimizer, MetaSchedule, TrainConfig
+from metalearn.config.stored import identity
+from metalearn.errors import UsageError, did_you_mean
+from metalearn.training import (
+    Experiment,
+    Logger,
+    Progress,
+    SilentProgress,
+    TensorBoard,
+    TrainingSettings,
+    Wandb,
+    progress_for,
+    resolve_device,
+)
+
+_LOSSES = {"classification": losses.cross_entropy, "regression": losses.mean_squared_error}
+_INNER_OPTIMIZERS = {InnerOptimizer.sgd: optim.sgd, InnerOptimizer.adam: optim.adam}
+_META_OPTIMIZERS: dict[MetaOptimizer, Callable[..., torch.optim.Optimizer]] = {
+    MetaOptimizer.adam: torch.optim.Adam,
+    MetaOptimizer.sgd: torch.optim.SGD,
+}
+_LOGGERS = {"wandb": Wandb, "tensorboard": TensorBoard}
+_REQUIRES = "requires_metagrad"  # an algorithm that is a configuration of another says what makes it one
+_QUIET_LOGGERS = ("none", "console")
+
+
+def build_experiment(config: TrainConfig) -> Experiment:
+    """Everything that `config` names, built.
+
+    Raises:
+        UsageError: for a mistake in the configuration, a device that is not there, data that are missing.
+    """
+    _refuse_what_makes_no_sense(config)
+    device = resolve_device(config.device)
+    source = build_source(config)
+    module = build_module(config, source)
+    return Experiment(
+        source=source,
+        module=module,
+        algorithm=build_algorithm(config, source),
+        strategy=_build("metagrad", config.metagrad),
+        execution=execution.choose(
+            config.execution.tasks.value, model=module, device=device, chunk_size=config.execution.chunk_size
+        ),
+        outer_optimizer=partial(_META_OPTIMIZERS[config.meta.optimizer], lr=config.meta.lr),
+        schedule=_schedule(config.meta),
+        settings=build_settings(config, device),
+        config=identity(config),
+    )
+
+
+def build_source(config: TrainConfig) -> Any:
+    """The task source."""
+    return _build("task", config.task)
+
+
+def build_module(config: TrainConfig, source: Any) -> nn.Module:
+    """The model for `source`; `seed` fixes its initial state, and the global generators stay as they were."""
+    given = {"input_shape": source.input_shape, "num_outputs": source.num_outputs}
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        module = _build("model", config.model, **given)
+    assert isinstance(module, nn.Module)
+    return module
+
+
+def build_algorithm(config: TrainConfig, source: Any) -> Any:
+    """The algorithm, with the loss that belongs to the source's kind of targets."""
+    if source.kind not in _LOSSES:
+        raise UsageError(f"The task's kind is {source.kind!r}. {did_you_mean(str(source.kind), _LOSSES)}")
+    return _build(
+        "algorithm",
+        {name: value for name, value in config.algorithm.items() if name != _REQUIRES},
+        loss=_LOSSES[source.kind],
+        inner_lr=config.inner.lr,
+        num_inner_steps=config.inner.num_steps,
+        inner_optimizer=_INNER_OPTIMIZERS[config.inner.optimizer],
+    )
+
+
+def build_settings(config: TrainConfig, device: torch.device) -> TrainingSettings:
+    """The numbers of the run."""
+    at_test = config.eval.num_inner_steps
+    return TrainingSettings(
+        num_steps=config.meta.num_steps,
+        batch_size=config.meta.batch_size,
+        seed=config.seed,
+        device=str(device),
+        log_every=config.meta.log_every,
+        eval_every=config.eval.every,
+        val_episodes=config.eval.val_episodes,
+        checkpoint_every=config.meta.checkpoint_every,
+        test_episodes=config.eval.num_episodes,
+        test_batch_size=config.eval.batch_size,
+        num_inner_steps_eval=config.inner.num_steps if at_test is None else at_test,
+        clip=config.meta.clip,
+        baseline=config.eval.baseline,
+    )
+
+
+def build_logger(config: TrainConfig) -> tuple[Logger | None, Progress]:
+    """Where the numbers go beside metrics.jsonl, and where progress goes."""
+    name = config.logger.get("name")
+    known = (*_QUIET_LOGGERS, *_LOGGERS)
+    if name not in known:
+        raise UsageError(f"logger.name={name} is unknown. {did_you_mean(str(name), known)}")
+    arguments = {key: value for key, value in config.logger.items() if key != "name"}
+    if name in _LOGGERS:
+        arguments = {"name" if key == "run_name" else key: value for key, value in arguments.items()}
+        logger: Logger = plugins.construct(_LOGGERS[name], arguments, group="logger")
+        return logger, progress_for(sys.stderr)
+    if arguments:
+        raise UsageError(f"logger={name} takes no logger.{next(iter(arguments))}.")
+    return None, SilentProgress() if name == "none" else progress_for(sys.stderr)
+
+
+def without_foreign_defaults(config: TrainConfig, changed: Collection[str]) -> tuple[TrainConfig, list[str]]:
+    """`config` without the defaults of another class, where the command line replaced only a `_target_`.
+
+    `task._target_=my_module.MyTask` keeps the group file's `ways`, `shots` … as far as MyTask takes them. What it does
+    not take and nobody asked for is left out, and returned for the user to be told; what was asked for stays, to be
+    refused.
+    """
+    left_out: list[str] = []
+    nodes: dict[str, dict[str, Any]] = {}
+    for group in ("task", "model"):
+        node: dict[str, Any] = getattr(config, group)
+        if f"{group}._target_" in changed:
+            target = plugins.locate(group, node)
+            foreign = [
+                name
+                for name in plugins.arguments_of(node)
+                if f"{group}.{name}" not in changed and not plugins.accepts(target, name)
+            ]
+            left_out += [f"{group}.{name}" for name in foreign]
+            node = {name: value for name, value in node.items() if name not in foreign}
+        nodes[group] = node
+    return replace(config, task=nodes["task"], model=nodes["model"]), left_out
+
+
+def _build(group: str, node: dict[str, Any], **given: Any) -> Any:
+    return plugins.construct(plugins.locate(group, node), plugins.arguments_of(node), group=group, given=given)
+
+
+def _schedule(meta: MetaConfig) -> Callable[[int], float] | None:
+    if meta.schedule is MetaSchedule.constant:
+        return None
+    return partial(_cosine, num_steps=meta.num_steps)
+
+
+def _cosine(step: int, *, num_steps: int) -> float:
+    return 0.5 * (1 + math.cos(math.pi * step / max(num_steps, 1)))
+
+
+def _refuse_what_makes_no_sense(config: TrainConfig) -> None:
+    if config.execution.compile:
+        raise UsageError("execution.compile=true: compiled execution is not there yet. Leave it at false.")
+    wanted, found = config.algorithm.get(_REQUIRES), config.metagrad.get("_target_")
+    if wanted is not None and found != wanted:
+        raise UsageError(
+            f"The algorithm is defined by the meta-gradient {wanted}, but metagrad is {found}. Leave metagrad out, or "
+            "choose algorithm=maml."
+        )

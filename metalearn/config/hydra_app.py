@@ -1,0 +1,255 @@
+"""The command lines' engine: where the YAML lies, composing it through Hydra, and exit codes instead of tracebacks."""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
+
+from metalearn.config.explain import HYDRA_ERRORS, explain
+from metalearn.config.schema import EvaluateConfig, TrainConfig, check_bounds, check_keys
+from metalearn.errors import UsageError
+from metalearn.training import Interrupted
+
+DONE, MISTAKE, INTERRUPTED = 0, 2, 130
+_MAY_BE_NULL = {"experiment", "sweep"}
+
+
+@dataclass(frozen=True)
+class Composed:
+    """What a job is given.
+
+    Attributes:
+        config: an instance of the schema's dataclass.
+        run_directory: the job's own folder.
+        changed: the keys that the command line set.
+    """
+
+    config: Any
+    run_directory: Path
+    changed: frozenset[str] = field(default_factory=frozenset)
+
+
+def config_directory() -> Path:
+    """The folder of our YAML files: in an installed wheel inside the package, in a checkout beside it."""
+    package = Path(__file__).resolve().parent.parent
+    candidates = (package / "configs", package.parent / "configs")
+    for candidate in candidates:
+        if (candidate / "train.yaml").is_file():
+            return candidate
+    raise FileNotFoundError(f"metalearn is installed without its configuration files (looked in {candidates})")
+
+
+def register_schemas() -> None:
+    """Tells Hydra the types; train.yaml and evaluate.yaml name them in their defaults."""
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=TrainConfig)
+    store.store(name="evaluate_schema", node=EvaluateConfig)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Hydra's own command line, with an error that is ours.
+
+    Raises:
+        UsageError: an option that there is not.
+    """
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise UsageError(f"{message}. See --help.")
+
+    parser.error = refuse  # type: ignore[method-assign]
+    return parser.parse_intermixed_args(list(argv))
+
+
+def changes(overrides: Sequence[str]) -> dict[str, Any]:
+    """The keys and values that overrides set, in Hydra's grammar.
+
+    Raises:
+        UsageError: one can not be read.
+    """
+    result: dict[str, Any] = {}
+    for text in overrides:
+        try:
+            override = OverridesParser.create().parse_override(text)
+        except HydraException:
+            raise UsageError(
+                f"{text!r} can not be read as an override. Expected key=value, or +key=value for a new key."
+            ) from None
+        swept = override.is_sweep_override()
+        result[override.key_or_group] = text.partition("=")[2] if swept else override.value()
+    return result
+
+
+def run_hydra(name: str, argv: Sequence[str], job: Callable[[Composed], None]) -> int:
+    """Composes `name`.yaml with the overrides of `argv` and runs `job`, once or, with -m, for every combination.
+
+    Returns:
+        The exit code.
+    """
+    register_schemas()
+    arguments = parse(argv)
+    if arguments.config_dir is not None and not Path(arguments.config_dir).is_dir():
+        raise UsageError(f"--config-dir={arguments.config_dir} is not a folder.")
+    for key, value in changes(arguments.overrides).items():
+        if value is None and key in _groups(arguments) - _MAY_BE_NULL:
+            raise UsageError(f"{key}=null: a run needs one. Leave it out for the default, or see --help.")
+
+    def task(config: DictConfig) -> None:
+        # Hydra would print an exception in its own way; SystemExit passes through, and ends a multirun at a failure.
+        code = guarded(lambda: job(_composed(config)), prefix=_job_prefix())
+        if code != DONE:
+            raise SystemExit(code)
+
+    config_path = str(config_directory())
+    # Hydra's own parser wants the overrides in one piece: `task=sinusoid -m seed=0,1` becomes `-m task=sinusoid seed=0,1`.
+    options = [each for each in argv if each not in arguments.overrides]
+    with _command_line(name, [*options, *arguments.overrides]):
+        try:
+            hydra.main(version_base="1.3", config_path=config_path, config_name=name)(task)()
+        except SystemExit as stop:
+            return stop.code if isinstance(stop.code, int) else DONE
+        except HYDRA_ERRORS as error:
+            message = explain(error, compose=_without_values(name, arguments), groups=_groups(arguments))
+            raise UsageError(message) from None
+        except OSError as error:  # Hydra making the run directory: the job's own errors are told inside
+            raise UsageError(
+                f"The run directory {error.filename} can not be written ({error.strerror}). Choose another with "
+                "hydra.run.dir=…."
+            ) from None
+    return DONE
+
+
+def guarded(action: Callable[[], int | None], *, prefix: str = "") -> int:
+    """Runs `action`; a user's mistake becomes a line on stderr and exit code 2, Ctrl-C exit code 130."""
+    try:
+        return action() or DONE
+    except UsageError as error:
+        _say(f"{prefix}{error}")
+        return MISTAKE
+    except Interrupted as error:
+        _say(f"{prefix}{error}")
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        _say(f"{prefix}stopped before anything could be saved.")
+        return INTERRUPTED
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _say(f"{prefix}{error.filename}: {error.strerror}.")
+        return MISTAKE
+
+
+def group_choice(group: str, choice: str) -> Any:
+    """The content of one of our group files, as plain data.
+
+    Raises:
+        UsageError: there is no such choice.
+    """
+    register_schemas()
+    with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
+        try:
+            config = hydra.compose("train", overrides=[f"{group}={choice}"])
+        except HYDRA_ERRORS as error:
+            raise UsageError(explain(error, compose=lambda: OmegaConf.create(), groups=())) from None
+        return OmegaConf.to_container(config[group], resolve=True)
+
+
+def as_process(main: Callable[[Sequence[str]], int]) -> NoReturn:
+    """Runs `main` as the process that it is, where SIGTERM counts as Ctrl-C, and leaves with its exit code."""
+
+    def interrupt(number: int, frame: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    sys.exit(main(sys.argv[1:]))
+
+
+@contextmanager
+def importable_folder() -> Iterator[None]:
+    """The current folder on the import path, as `python -m` has it and a console script does not."""
+    folder = os.getcwd()
+    added = folder not in sys.path and "" not in sys.path
+    if added:
+        sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        if added:
+            sys.path.remove(folder)
+
+
+def _say(text: str) -> None:
+    print(f"metalearn: {text}", file=sys.stderr, flush=True)
+
+
+def _composed(config: DictConfig) -> Composed:
+    try:
+        settings = OmegaConf.to_object(config)
+    except MissingMandatoryValue as error:
+        raise UsageError(f"{error.full_key} has no value: give it as {error.full_key}=….") from None
+    except HYDRA_ERRORS as error:
+        raise UsageError(" ".join(str(error).split("\n")[0].split())) from None
+    check_keys(config, settings)
+    check_bounds(settings)
+    job = HydraConfig.get()
+    return Composed(
+        config=settings,
+        run_directory=Path(job.runtime.output_dir),
+        changed=frozenset(changes(list(job.overrides.task))),
+    )
+
+
+def _job_prefix() -> str:
+    job = HydraConfig.get()
+    if job.mode is None or job.mode.name != "MULTIRUN":
+        return ""
+    return f"job {job.job.num} ({' '.join(job.overrides.task)}): "
+
+
+@contextmanager
+def _command_line(name: str, argv: Sequence[str]) -> Iterator[None]:
+    # Hydra reads sys.argv, and prints its own traceback unless HYDRA_FULL_ERROR asks for the exception itself.
+    before, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = [name, *argv], "1"
+    try:
+        yield
+    finally:
+        sys.argv = before
+        os.environ.pop("HYDRA_FULL_ERROR") if full is None else os.environ.__setitem__("HYDRA_FULL_ERROR", full)
+
+
+def _without_values(name: str, arguments: argparse.Namespace) -> Callable[[], DictConfig]:
+    def compose() -> DictConfig:
+        groups = _groups(arguments)
+        choices = [text for text in arguments.overrides if text.partition("=")[0] in groups and "," not in text]
+        extra = [f"hydra.searchpath=['file://{_extra_folder(arguments)}']"] if arguments.config_dir else []
+        with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
+            try:
+                return hydra.compose(name, overrides=choices + extra)
+            except HYDRA_ERRORS:
+                return hydra.compose(name)
+
+    return compose
+
+
+def _groups(arguments: argparse.Namespace) -> set[str]:
+    folders = [config_directory(), *([_extra_folder(arguments)] if arguments.config_dir else [])]
+    return {each.name for folder in folders for each in folder.iterdir() if each.is_dir()}
+
+
+def _extra_folder(arguments: argparse.Namespace) -> Path:
+    return Path(arguments.config_dir).resolve()

@@ -1,0 +1,187 @@
+"""The types of everything that can be configured, and the bounds of its numbers.
+
+Closed nodes are dataclasses, so that `inner.num_steps=three` and `inner.num_stepz=3` are refused as they are composed.
+Tasks, models, algorithms and meta-gradients are open: a `_target_` and whatever it takes (`metalearn.config.plugins`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from typing import Any
+
+from metalearn.errors import UsageError, did_you_mean
+
+MISSING: Any = "???"  # what OmegaConf calls a value that has to be given
+
+
+class InnerOptimizer(Enum):
+    """The names of `inner.optimizer`."""
+
+    sgd = "sgd"
+    adam = "adam"
+
+
+class MetaOptimizer(Enum):
+    """The names of `meta.optimizer`."""
+
+    adam = "adam"
+    sgd = "sgd"
+
+
+class MetaSchedule(Enum):
+    """The names of `meta.schedule`."""
+
+    constant = "constant"
+    cosine = "cosine"
+
+
+class Tasks(Enum):
+    """The names of `execution.tasks`."""
+
+    auto = "auto"
+    loop = "loop"
+    vmap = "vmap"
+
+
+class CheckpointName(Enum):
+    """The names of `checkpoint`, when a run is evaluated."""
+
+    best = "best"
+    last = "last"
+
+
+def _number(default: Any, least: float, *, above: bool = False) -> Any:
+    return field(default=default, metadata={"least": least, "above": above})
+
+
+@dataclass
+class InnerConfig:
+    """The inner loop at training."""
+
+    num_steps: int = _number(1, 0)
+    lr: float = _number(0.4, 0)
+    optimizer: InnerOptimizer = InnerOptimizer.sgd
+
+
+@dataclass
+class MetaConfig:
+    """The outer loop."""
+
+    num_steps: int = _number(300, 0)
+    batch_size: int = _number(16, 1)
+    lr: float = _number(0.001, 0)
+    optimizer: MetaOptimizer = MetaOptimizer.adam
+    clip: float | None = _number(None, 0, above=True)
+    schedule: MetaSchedule = MetaSchedule.constant
+    log_every: int = _number(10, 1)
+    checkpoint_every: int = _number(100, 1)
+
+
+@dataclass
+class EvalConfig:
+    """Validation and test."""
+
+    num_episodes: int = _number(600, 1)
+    num_inner_steps: int | None = _number(None, 0)
+    batch_size: int = _number(50, 1)
+    every: int = _number(100, 0)
+    val_episodes: int = _number(100, 0)
+    baseline: bool = True
+
+
+@dataclass
+class ExecutionConfig:
+    """How the tasks of a meta-batch are run."""
+
+    tasks: Tasks = Tasks.auto
+    chunk_size: int | None = _number(None, 1)
+    compile: bool = False
+
+
+@dataclass
+class TrainConfig:
+    """A run: what `python -m metalearn.train` composes and the run directory's config.yaml holds."""
+
+    task: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    algorithm: dict[str, Any] = field(default_factory=dict)
+    inner: InnerConfig = field(default_factory=InnerConfig)
+    metagrad: dict[str, Any] = field(default_factory=dict)
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+    meta: MetaConfig = field(default_factory=MetaConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    logger: dict[str, Any] = field(default_factory=dict)
+    seed: int = _number(0, 0)
+    device: str = "auto"
+    run: str | None = None
+
+
+@dataclass
+class EvaluateEvalConfig:
+    """`EvalConfig` with `None` for what stays as the run was configured."""
+
+    num_episodes: int | None = _number(None, 1)
+    num_inner_steps: int | None = _number(None, 0)
+    batch_size: int | None = _number(None, 1)
+    baseline: bool | None = None
+
+
+@dataclass
+class EvaluateExecutionConfig:
+    """`ExecutionConfig` with `None` for what stays as the run was configured."""
+
+    tasks: Tasks | None = None
+    chunk_size: int | None = _number(None, 1)
+
+
+@dataclass
+class EvaluateTaskConfig:
+    """What may differ between machines: where the data lie."""
+
+    root: str | None = None
+
+
+@dataclass
+class EvaluateConfig:
+    """What `python -m metalearn.evaluate` composes."""
+
+    run: str | None = None
+    checkpoint: CheckpointName = CheckpointName.best
+    split: str = "test"
+    device: str | None = None
+    eval: EvaluateEvalConfig = field(default_factory=EvaluateEvalConfig)
+    execution: EvaluateExecutionConfig = field(default_factory=EvaluateExecutionConfig)
+    task: EvaluateTaskConfig = field(default_factory=EvaluateTaskConfig)
+
+
+def check_bounds(node: Any, prefix: str = "") -> None:
+    """Refuses the first number that is out of its bounds.
+
+    Raises:
+        UsageError: naming the key as the command line spells it.
+    """
+    for entry in fields(node):
+        value, name = getattr(node, entry.name), prefix + entry.name
+        if is_dataclass(value):
+            check_bounds(value, f"{name}.")
+        elif "least" in entry.metadata and value is not None:
+            least, above = entry.metadata["least"], entry.metadata["above"]
+            # `not >=`, so that nan is refused too.
+            if not (value > least if above else value >= least) or value == float("inf"):
+                raise UsageError(
+                    f"{name}={value}: expected a finite number {'above' if above else 'of at least'} {least}."
+                )
+
+
+def check_keys(found: Mapping[Any, Any], node: Any, prefix: str = "") -> None:
+    """Refuses a key that `+key=value` added where the schema has no place for it.
+
+    Raises:
+        UsageError: with the close matches.
+    """
+    known = [entry.name for entry in fields(node)]
+    for name in map(str, found):
+        if name not in known:
+            raise UsageError(f"Unknown key {prefix + name!r}. {did_you_mean(name, known)}")
+        if is_dataclass(getattr(node, name)):
+            check_keys(found[name], getattr(node, name), f"{prefix}{name}.")

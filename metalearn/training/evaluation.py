@@ -1,0 +1,76 @@
+"""Measuring on many episodes, a batch of tasks at a time."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from metalearn.errors import UsageError, did_you_mean
+from metalearn.training.experiment import Source
+from metalearn.training.progress import Progress
+from metalearn.types import Tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """Which episodes are measured, and how.
+
+    Attributes:
+        source: where they come from.
+        split: of which split.
+        seed: of the episodes.
+        num_episodes: the episodes 0 … num_episodes - 1.
+        batch_size: tasks at once.
+        num_inner_steps: inner steps of adaptation.
+    """
+
+    source: Source
+    split: str
+    seed: int
+    num_episodes: int
+    batch_size: int
+    num_inner_steps: int
+
+
+def measure(
+    measurement: Measurement,
+    *,
+    execution: Any,
+    problem: Any,
+    meta: Tensors,
+    name: str,
+    progress: Progress,
+    check: Callable[[], None] = lambda: None,
+) -> Tensors:
+    """Every metric of every episode after 0 … K inner steps, `[task, K + 1]` on the CPU.
+
+    Args:
+        measurement: which episodes.
+        execution: how tasks are run.
+        problem: the algorithm's problem, for a model in evaluation mode.
+        meta: the meta-parameters.
+        name: what `progress` calls it.
+        progress: where to report to.
+        check: called before each batch; what it raises ends the measurement.
+    """
+    batches: list[Tensors] = []
+    with progress.phase(name, measurement.num_episodes, unit="episodes") as phase:
+        for start in range(0, measurement.num_episodes, measurement.batch_size):
+            check()
+            indices = range(start, min(start + measurement.batch_size, measurement.num_episodes))
+            episodes = measurement.source.episodes(measurement.split, indices, seed=measurement.seed)
+            found = execution.evaluate(problem, meta, episodes, num_inner_steps=measurement.num_inner_steps)
+            batches.append({metric: values.detach().cpu() for metric, values in found.items()})
+            phase.advance(len(indices))
+    return {metric: torch.cat([batch[metric] for batch in batches]) for metric in batches[0]}
+
+
+def check_split(source: Source, split: str, *, wanted_for: str) -> None:
+    """Refuses a split that the source does not have.
+
+    Raises:
+        UsageError: with the splits that it has.
+    """
+    if split not in source.splits:
+        raise UsageError(f"{wanted_for} needs a split {split!r} of the task. {did_you_mean(split, source.splits)}")

@@ -1,0 +1,141 @@
+"""What a run is made of: plain objects, however they were configured."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from metalearn.errors import UsageError, did_you_mean
+from metalearn.types import Episodes
+
+
+class Source(Protocol):
+    """What the room asks of a task source; `metalearn.tasks.TaskSource` is one."""
+
+    splits: tuple[str, ...]
+
+    def episodes(self, split: str, indices: Sequence[int] | Tensor, *, seed: int = 0) -> Episodes:
+        """The episodes of `split` with these indices: a pure function of (split, index, seed)."""
+
+    def to(self, device: torch.device | str) -> "Source":
+        """The same source with its tensors on `device`."""
+
+    def protocol(self) -> dict[str, Any]:
+        """What the protocol card says of the data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """The numbers of a run. Every name in an error is also given as the command line spells it.
+
+    Attributes:
+        num_steps: meta steps.
+        batch_size: tasks a meta step.
+        seed: of all the episodes; the module's initial state is its builder's affair.
+        device: a torch device, or "auto" (CUDA where there is one).
+        log_every: meta steps between two training records of metrics.jsonl.
+        eval_every: meta steps between two validations; 0 for none (the last checkpoint is then tested).
+        val_episodes: episodes a validation, always the same ones; 0 for none.
+        checkpoint_every: meta steps between two checkpoints; one is also written at each validation and at the end.
+        test_episodes: episodes of the final test.
+        test_batch_size: tasks evaluated at once in validation and test.
+        num_inner_steps_eval: inner steps in validation and test.
+        clip: the largest norm of the meta-gradient; `None` for no clipping.
+        baseline: whether to test the same adaptation from the untrained initialisation too.
+    """
+
+    num_steps: int
+    batch_size: int
+    seed: int = 0
+    device: str = "auto"
+    log_every: int = 10
+    eval_every: int = 500
+    val_episodes: int = 100
+    checkpoint_every: int = 500
+    test_episodes: int = 600
+    test_batch_size: int = 50
+    num_inner_steps_eval: int = 10
+    clip: float | None = None
+    baseline: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that make no run."""
+        for name, (least, spelt) in _LEAST.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise UsageError(f"{spelt} is {value!r}; it has to be a whole number of at least {least}.")
+        if self.clip is not None and not self.clip > 0:
+            raise UsageError(f"meta.clip is {self.clip!r}; it has to be above 0, or null for no clipping.")
+
+    @property
+    def validates(self) -> bool:
+        """Whether the run looks at validation episodes at all."""
+        return self.eval_every > 0 and self.val_episodes > 0
+
+
+_LEAST = {
+    "num_steps": (0, "meta.num_steps"),
+    "batch_size": (1, "meta.batch_size"),
+    "seed": (0, "seed"),
+    "log_every": (1, "meta.log_every"),
+    "eval_every": (0, "eval.every"),
+    "val_episodes": (0, "eval.val_episodes"),
+    "checkpoint_every": (1, "meta.checkpoint_every"),
+    "test_episodes": (1, "eval.num_episodes"),
+    "test_batch_size": (1, "eval.batch_size"),
+    "num_inner_steps_eval": (0, "eval.num_inner_steps"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Everything a run needs.
+
+    Attributes:
+        source: where training episodes come from.
+        test_source: where validation and test episodes come from; `None` for `source`.
+        module: the model, as its builder initialised it; a run leaves it untouched.
+        algorithm: such as `metalearn.algorithms.MAML`.
+        strategy: how the meta-gradient flows, such as `metalearn.metagrad.Unrolled()`.
+        execution: how tasks are run, such as `metalearn.execution.Vmap()`.
+        outer_optimizer: makes a `torch.optim` optimizer over the list of meta-parameters.
+        settings: the numbers of the run.
+        schedule: the factor on the outer learning rate at a meta step (0, 1, ...); `None` for a constant rate. A
+            function of the step, so that there is no scheduler state to save.
+        config: the configuration as plain data; stored with the checkpoints and compared on resuming.
+    """
+
+    source: Source
+    module: nn.Module
+    algorithm: Any
+    strategy: Any
+    execution: Any
+    outer_optimizer: Callable[[list[Tensor]], torch.optim.Optimizer]
+    settings: TrainingSettings
+    test_source: Source | None = None
+    schedule: Callable[[int], float] | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device of that name, once it is known to be there; "auto" is CUDA where there is one, else the CPU.
+
+    Raises:
+        UsageError: a name that is no device, or a device that this machine does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        hint = did_you_mean(name, ["auto", "cpu", "cuda", "cuda:0", "mps"])
+        raise UsageError(f"device={name!r} is not a device. {hint}") from None
+    try:
+        torch.empty(0, device=device)
+    # torch says "not compiled with CUDA" with an AssertionError, "invalid device ordinal" with a RuntimeError.
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(f"device={name!r} is not there ({reason}). Use device=cpu or device=auto.") from None
+    return device

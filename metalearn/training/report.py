@@ -1,0 +1,184 @@
+"""What a run ends with, and what an evaluation is: measurements, results.json, pictures."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from metalearn.training.checkpoint import Checkpoint, check_fits, find_checkpoint, load_checkpoint
+from metalearn.training.evaluation import Measurement, check_split, measure
+from metalearn.training.experiment import Experiment
+from metalearn.training.fit import draw_fit
+from metalearn.training.interrupts import StopFlag
+from metalearn.training.laboratory import Laboratory, prepare_laboratory, repeatable
+from metalearn.training.plots import draw_curves
+from metalearn.training.progress import Progress, SilentProgress
+from metalearn.training.protocol import protocol_card
+from metalearn.training.records import read_records
+from metalearn.training.results import Results, by_step, last_step
+from metalearn.training.run_directory import CURVES, METRICS, RESULTS
+from metalearn.types import Tensors
+
+
+class Log(Protocol):
+    """Takes one record."""
+
+    def __call__(self, step: int, metrics: dict[str, float], *, split: str) -> None:
+        """Writes it down."""
+
+
+def validation(
+    laboratory: Laboratory, meta: Tensors, buffers: Tensors, *, progress: Progress, stop: StopFlag
+) -> dict[str, Any]:
+    """The summaries of every metric after the last inner step on the run's validation episodes, always the same."""
+    settings = laboratory.experiment.settings
+    measured = _measured(
+        laboratory, meta, buffers, split="val", num_episodes=settings.val_episodes,
+        num_inner_steps=settings.num_inner_steps_eval, name="validation", progress=progress, stop=stop,
+    )  # fmt: skip
+    return last_step(measured)
+
+
+def report(
+    laboratory: Laboratory,
+    folder: Path,
+    *,
+    log: Log,
+    progress: Progress,
+    wall_time: Callable[[], float],
+    stop: StopFlag,
+) -> Results:
+    """Tests the best checkpoint (else the last), writes results.json and draws the pictures."""
+    settings = laboratory.experiment.settings
+    results = _results(
+        laboratory, find_checkpoint(folder), split="test", num_episodes=settings.test_episodes,
+        num_inner_steps=settings.num_inner_steps_eval, baseline=settings.baseline, progress=progress, stop=stop,
+        wall_time=wall_time,
+    )  # fmt: skip
+    means = {name: summary["mean"] for name, summary in results.data["test"].items() if summary["mean"] is not None}
+    log(settings.num_steps, means, split="test")
+    draw_curves(read_records(folder / METRICS), results.data, folder / CURVES)
+    draw_fit(laboratory, _load(laboratory, find_checkpoint(folder)), folder)
+    # Last: a folder with results in it is a finished run.
+    results.save(folder / RESULTS)
+    return results
+
+
+def evaluate(
+    experiment: Experiment,
+    checkpoint: str | os.PathLike[str],
+    *,
+    num_episodes: int | None = None,
+    num_inner_steps: int | None = None,
+    split: str = "test",
+    baseline: bool = True,
+    progress: Progress | None = None,
+) -> Results:
+    """Measures a checkpoint; writes nothing.
+
+    Args:
+        experiment: as it was trained; its episodes' seed is that of the run.
+        checkpoint: a run directory (its best checkpoint, else its last) or a checkpoint's own folder.
+        num_episodes: by default as many as the run's own test.
+        num_inner_steps: by default as in the run's own test.
+        split: of the task source.
+        baseline: whether to measure the same adaptation from the untrained initialisation too.
+        progress: where to report to; nowhere by default.
+
+    Raises:
+        UsageError: no such split, device or checkpoint, or one of another model.
+        KeyboardInterrupt: a signal came.
+    """
+    laboratory = prepare_laboratory(experiment)
+    check_split(laboratory.test_source, split, wanted_for="the evaluation")
+    settings = experiment.settings
+    with repeatable():
+        return _results(
+            laboratory,
+            find_checkpoint(checkpoint),
+            split=split,
+            num_episodes=settings.test_episodes if num_episodes is None else num_episodes,
+            num_inner_steps=settings.num_inner_steps_eval if num_inner_steps is None else num_inner_steps,
+            baseline=baseline,
+            progress=progress or SilentProgress(),
+            stop=StopFlag(),
+            wall_time=None,
+        )
+
+
+def _results(
+    laboratory: Laboratory,
+    path: Path,
+    *,
+    split: str,
+    num_episodes: int,
+    num_inner_steps: int,
+    baseline: bool,
+    progress: Progress,
+    stop: StopFlag,
+    wall_time: Callable[[], float] | None,
+) -> Results:
+    checkpoint = _load(laboratory, path)
+    meta, loop = checkpoint.meta, checkpoint.loop
+    how: dict[str, Any] = {
+        "split": split, "num_episodes": num_episodes, "num_inner_steps": num_inner_steps, "progress": progress,
+        "stop": stop,
+    }  # fmt: skip
+    measured = _measured(laboratory, meta, checkpoint.buffers, name=split, **how)
+    data: dict[str, Any] = {split: last_step(measured), f"{split}_by_step": by_step(measured)}
+    if baseline:
+        untrained = _measured(
+            laboratory, laboratory.initial_meta(), laboratory.initial_buffers(), name="random initialisation", **how
+        )
+        data |= {"baseline": last_step(untrained), "baseline_by_step": by_step(untrained)}
+    if loop["best"] is not None and split != "val":
+        data["val"] = loop["best"]["metrics"]
+    data["protocol"] = protocol_card(
+        laboratory.experiment,
+        source=laboratory.test_source,
+        split=split,
+        meta=meta,
+        device=laboratory.device,
+        num_inner_steps=num_inner_steps,
+        meta_steps_done=checkpoint.step,
+        wall_time=float(loop["wall_time"]) if wall_time is None else wall_time(),
+    )
+    return Results(data=data, split=split)
+
+
+def _measured(
+    laboratory: Laboratory,
+    meta: Tensors,
+    buffers: Tensors,
+    *,
+    split: str,
+    num_episodes: int,
+    num_inner_steps: int,
+    name: str,
+    progress: Progress,
+    stop: StopFlag,
+) -> Tensors:
+    settings = laboratory.experiment.settings
+    return measure(
+        Measurement(
+            source=laboratory.test_source,
+            split=split,
+            seed=settings.seed,
+            num_episodes=num_episodes,
+            batch_size=settings.test_batch_size,
+            num_inner_steps=num_inner_steps,
+        ),
+        execution=laboratory.experiment.execution,
+        problem=laboratory.eval_problem(buffers),
+        meta=meta,
+        name=name,
+        progress=progress,
+        check=stop.check,
+    )
+
+
+def _load(laboratory: Laboratory, path: Path) -> Checkpoint:
+    checkpoint = load_checkpoint(path, device=laboratory.device)
+    check_fits(checkpoint.meta, laboratory.initial_meta(), path=path, what="meta-parameter")
+    check_fits(checkpoint.buffers, laboratory.initial_buffers(), path=path, what="buffer")
+    return checkpoint

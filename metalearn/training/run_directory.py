@@ -1,0 +1,101 @@
+"""The folder of a run: where its files are, and whether a run may start or go on there."""
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from metalearn.errors import UsageError
+
+CHECKPOINTS = "checkpoints"
+LAST = f"{CHECKPOINTS}/last"
+BEST = f"{CHECKPOINTS}/best"
+METRICS = "metrics.jsonl"
+RESULTS = "results.json"
+CURVES = "curves.png"
+FIT = "fit.png"
+
+_FREE_TO_CHANGE = ("logger", "run", "resume", "hydra")
+"""Parts of a configuration that change no number of a run: a resumed run may have others."""
+
+
+def run_status(run_directory: str | os.PathLike[str]) -> Literal["empty", "interrupted", "finished"]:
+    """Whether a folder holds no run, one that can go on, or one that reached its results."""
+    folder = Path(run_directory)
+    if (folder / RESULTS).exists():
+        return "finished"
+    started = (folder / CHECKPOINTS / "last" / "state.json").exists()
+    return "interrupted" if started else "empty"
+
+
+def prepare(folder: Path, *, resume: bool) -> None:
+    """Makes the folder and checks that a run may start, or go on, in it.
+
+    Raises:
+        UsageError: it can not be written, holds another run, or holds none to go on with.
+    """
+    status = run_status(folder)
+    if status == "finished":
+        raise UsageError(
+            f"{folder} already holds a finished run ({RESULTS}). Choose another hydra.run.dir for a new one; "
+            f"to measure this one again: python -m metalearn.evaluate run={folder}"
+        )
+    if resume and status == "empty":
+        raise UsageError(f"{folder} holds no checkpoint to go on from ({CHECKPOINTS}/last). Start it without run=….")
+    if not resume and status == "interrupted":
+        raise UsageError(
+            f"{folder} already holds an unfinished run. Go on with it: python -m metalearn.train run={folder} "
+            "– or choose another hydra.run.dir."
+        )
+    if not resume and (folder / METRICS).exists():
+        raise UsageError(f"{folder} already has a {METRICS}, of no run that can go on. Choose another hydra.run.dir.")
+    check_writable(folder)
+
+
+def check_writable(folder: Path) -> None:
+    """Makes `folder` and writes an empty file there and back, so that a run does not fail after its first hour."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"the run directory {folder} can not be written ({error.strerror or error}). Choose another with "
+            "hydra.run.dir=…."
+        ) from None
+
+
+def compare_configs(then: Mapping[str, Any], now: Mapping[str, Any], *, folder: Path) -> None:
+    """Refuses to go on with a configuration that would change the numbers of the run in `folder`."""
+    before, after = _flat(then), _flat(_as_json(now))
+    names = sorted(name for name in before.keys() | after.keys() if name.split(".")[0] not in _FREE_TO_CHANGE)
+    absent = "nothing"
+    changed = [name for name in names if before.get(name, absent) != after.get(name, absent)]
+    if not changed:
+        return
+    shown = ", ".join(
+        f"{name}: {before.get(name, absent)!r} then, {after.get(name, absent)!r} now" for name in changed[:3]
+    )
+    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+    raise UsageError(
+        f"the run in {folder} was started with another configuration ({shown}{more}). Resume it without overrides, "
+        "or start a new run."
+    )
+
+
+def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
+    # What was stored went through JSON (tuples became lists, keys strings): compare like with like.
+    plain: dict[str, Any] = json.loads(json.dumps(dict(config)))
+    return plain
+
+
+def _flat(nest: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in nest.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat

@@ -1,0 +1,105 @@
+"""What the meta-training loop carries from step to step, and its form in a checkpoint."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metalearn.errors import UsageError
+from metalearn.training.checkpoint import Checkpoint, check_fits
+from metalearn.types import Tensors
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best validation so far: its meta step and its summaries by metric."""
+
+    step: int
+    metrics: Mapping[str, Any]
+
+    def beats(self, other: "Best | None") -> bool:
+        """Whether this one is better: the higher accuracy if there is one, else the lower loss; a tie keeps the old."""
+        return other is None or self._score() > other._score()
+
+    def _score(self) -> float:
+        name, sign = ("accuracy", 1.0) if "accuracy" in self.metrics else ("loss", -1.0)
+        mean = self.metrics[name]["mean"]
+        return -float("inf") if mean is None else sign * float(mean)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainState:
+    """The state of a run. The loop is a fold over it, so a checkpoint of it is enough to go on bit for bit.
+
+    Attributes:
+        step: the meta steps done.
+        meta: the meta-parameters. The optimizer owns them: a torch optimizer steps in place.
+        optimizer: the outer optimizer over them.
+        buffers: the model's buffers, as merged over the tasks of every step.
+        best: the best validation so far.
+        validated: the meta step of the last validation; 0 for none yet.
+        window: the sums of the training metrics since the last record.
+        window_steps: the meta steps in those sums.
+    """
+
+    step: int
+    meta: Tensors
+    optimizer: torch.optim.Optimizer
+    buffers: Tensors
+    best: Best | None = None
+    validated: int = 0
+    window: Mapping[str, float] = field(default_factory=dict)
+    window_steps: int = 0
+
+
+def to_checkpoint(state: TrainState, *, config: Mapping[str, Any], num_records: int, wall_time: float) -> Checkpoint:
+    """The state as data, with the length of metrics.jsonl and the seconds that the run took so far."""
+    best = None if state.best is None else {"step": state.best.step, "metrics": state.best.metrics}
+    return Checkpoint(
+        step=state.step,
+        meta=state.meta,
+        buffers=state.buffers,
+        optimizer=state.optimizer.state_dict(),
+        loop={
+            "best": best,
+            "validated": state.validated,
+            "window": dict(state.window),
+            "window_steps": state.window_steps,
+            "num_records": num_records,
+            "wall_time": wall_time,
+        },
+        config=config,
+    )
+
+
+def from_checkpoint(checkpoint: Checkpoint, start: TrainState, *, path: Path) -> TrainState:
+    """The state of a checkpoint, in the place of a run's initial one.
+
+    Raises:
+        UsageError: it is a checkpoint of something else.
+    """
+    check_fits(checkpoint.meta, start.meta, path=path, what="meta-parameter")
+    check_fits(checkpoint.buffers, start.buffers, path=path, what="buffer")
+    device = next(iter(start.meta.values())).device
+    try:
+        # In place: the optimizer that `start` made holds these very tensors.
+        for name, value in start.meta.items():
+            value.copy_(checkpoint.meta[name])
+        if checkpoint.optimizer is None:
+            raise ValueError("it has no optimizer state")
+        start.optimizer.load_state_dict(checkpoint.optimizer)
+        loop = checkpoint.loop
+        return TrainState(
+            step=checkpoint.step,
+            meta=start.meta,
+            optimizer=start.optimizer,
+            buffers={name: value.to(device) for name, value in checkpoint.buffers.items()},
+            best=None if loop["best"] is None else Best(**loop["best"]),
+            validated=loop["validated"],
+            window=loop["window"],
+            window_steps=loop["window_steps"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"the run can not go on from {path}: {error}. Start a new run.") from None

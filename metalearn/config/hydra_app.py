@@ -115,7 +115,7 @@ def run_hydra(name: str, argv: Sequence[str], job: Callable[[Composed], None]) -
             raise SystemExit(code)
 
     config_path = str(config_directory())
-    # Hydra's own parser wants the overrides in one piece: `task=sinusoid -m seed=0,1` becomes `-m task=sinusoid seed=0,1`.
+    # Hydra's own parser wants the overrides in one piece, and refuses `task=sinusoid -m seed=0,1`.
     options = [each for each in argv if each not in arguments.overrides]
     with _command_line(name, [*options, *arguments.overrides]):
         try:

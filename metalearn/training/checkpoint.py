@@ -1,8 +1,8 @@
 """Checkpoints: the tensors as safetensors, the rest as JSON, and no code anywhere.
 
 A checkpoint is a folder with `state.json` and the tensor file that it names, with its SHA-256. The tensor file is
-written first and under a name of its own (a part of its digest), and `state.json` is replaced by a rename: that is the moment at
-which the new checkpoint counts. A crash before it leaves the old one, after it the new one.
+written first and under a name of its own (a part of its digest), and `state.json` is replaced by a rename: that is the
+moment at which the new checkpoint counts. A crash before it leaves the old one, after it the new one.
 """
 
 import hashlib
@@ -71,7 +71,8 @@ def save_checkpoint(checkpoint: Checkpoint, folder: str | os.PathLike[str]) -> N
         "format": _FORMAT,
         "version": _VERSION,
         "step": checkpoint.step,
-        "tensors": {"file": file_name, "sha256": digest},
+        # The names in order: safetensors sorts them, and an optimizer knows its parameters by position alone.
+        "tensors": {"file": file_name, "sha256": digest, "names": list(named)},
         "loop": dict(checkpoint.loop),
         "optimizer": optimizer,
         "config": dict(checkpoint.config),
@@ -98,7 +99,8 @@ def load_checkpoint(folder: str | os.PathLike[str], *, device: torch.device | st
     state = _read_state(folder / _STATE)
     try:
         path = folder / Path(state["tensors"]["file"]).name
-        tensors = _read_tensors(path, digest=state["tensors"]["sha256"], device=device)
+        unordered = _read_tensors(path, digest=state["tensors"]["sha256"], device=device)
+        tensors = {name: unordered[name] for name in state["tensors"]["names"]}
         return Checkpoint(
             step=int(state["step"]),
             meta=tree.select(tensors, "meta/"),

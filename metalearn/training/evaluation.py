@@ -32,6 +32,13 @@ class Measurement:
     batch_size: int
     num_inner_steps: int
 
+    def __post_init__(self) -> None:
+        """Refuses numbers that measure nothing."""
+        if self.num_episodes < 1:
+            raise UsageError(f"eval.num_episodes is {self.num_episodes}; it has to be at least 1.")
+        if self.num_inner_steps < 0:
+            raise UsageError(f"eval.num_inner_steps is {self.num_inner_steps}; it has to be at least 0.")
+
 
 def measure(
     measurement: Measurement,

@@ -12,7 +12,7 @@ from typing import Any
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - not an error: what was asked for was done
     """A run stopped at a signal, after its state was saved.
 
     Attributes:
@@ -30,7 +30,7 @@ class Interrupted(Exception):
         super().__init__(f"Interrupted after meta step {step}; saved in {run_directory}.{how}")
 
 
-class StopRequested(Exception):
+class StopRequested(Exception):  # noqa: N818 - as above
     """Unwinds a phase that can be repeated (validation, test) to the place that saves."""
 
 

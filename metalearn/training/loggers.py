@@ -1,6 +1,9 @@
 """Where the numbers of a run go beside metrics.jsonl, which is always written."""
 
-from collections.abc import Mapping, Sequence
+import importlib
+import secrets
+import secrets
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -11,7 +14,7 @@ from metalearn.training.files import write_atomically
 
 
 class Logger(Protocol):
-    """What the loop tells a logger, in this order: `start` once, `log` many times, `finish` once, also after an error."""
+    """What the loop tells a logger: `start` once, `log` many times, and `finish` once, also after an error."""
 
     def start(self, run_directory: Path, config: Mapping[str, Any], *, step: int) -> None:
         """A run begins, or goes on after `step` meta steps."""
@@ -79,7 +82,7 @@ class Wandb:
     def start(self, run_directory: Path, config: Mapping[str, Any], *, step: int) -> None:
         """Starts the run, or goes on with the one whose id is in the run directory."""
         wandb = _import("wandb", extra="wandb")
-        identity = _stored_id(run_directory / "wandb_id.txt", new=wandb.util.generate_id)
+        identity = _stored_id(run_directory / "wandb_id.txt")
         try:
             self._run = wandb.init(
                 project=self.project,
@@ -112,7 +115,7 @@ class Wandb:
         for name, measured in ((results or {}).get("test") or {}).items():
             self._run.summary[f"test/{name}"] = measured["mean"]
             self._run.summary[f"test/{name}_ci95"] = measured["ci95"]
-        self._run.finish(exit_code=0 if results is not None else 1, quiet=True)
+        self._run.finish(exit_code=0 if results is not None else 1)
         self._run = None
 
 
@@ -146,8 +149,6 @@ class TensorBoard:
 
 
 def _import(name: str, *, extra: str) -> ModuleType:
-    import importlib
-
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -157,9 +158,9 @@ def _import(name: str, *, extra: str) -> ModuleType:
         ) from None
 
 
-def _stored_id(path: Path, *, new: Any) -> str:
+def _stored_id(path: Path) -> str:
     if path.exists():
         return path.read_text().strip()
-    identity = str(new())
+    identity = secrets.token_hex(4)
     write_atomically(path, identity.encode())
     return identity

@@ -16,7 +16,7 @@ from metalearn.training.state import TrainState
 from metalearn.types import Tensors
 
 
-class Diverged(UsageError):
+class Diverged(UsageError):  # noqa: N818 - says what happened
     """The meta-loss, or its gradient, is no longer a number; nothing was stepped with it."""
 
 

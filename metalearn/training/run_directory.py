@@ -46,8 +46,8 @@ def prepare(folder: Path, *, resume: bool) -> None:
         raise UsageError(f"{folder} holds no checkpoint to go on from ({CHECKPOINTS}/last). Start it without run=….")
     if not resume and status == "interrupted":
         raise UsageError(
-            f"{folder} already holds an unfinished run. Go on with it: python -m metalearn.train run={folder} "
-            "– or choose another hydra.run.dir."
+            f"{folder} already holds an unfinished run. Go on with it (python -m metalearn.train run={folder}), "
+            "or choose another hydra.run.dir."
         )
     if not resume and (folder / METRICS).exists():
         raise UsageError(f"{folder} already has a {METRICS}, of no run that can go on. Choose another hydra.run.dir.")

@@ -1,4 +1,4 @@
-"""Meta-training as a fold: a meta step maps a `TrainState` to the next one, and a checkpoint of it is all that a run is.
+"""Meta-training as a fold: a meta step maps a `TrainState` to the next one, and a checkpoint of it is the whole run.
 
 Step s trains on the episodes s * batch_size … (s + 1) * batch_size - 1, so there is no position to save. Validation,
 records and checkpoints are due at fixed steps. So an interrupted and resumed run does what an uninterrupted one does,
@@ -59,6 +59,7 @@ def train(
     with stop_flag() as stop, repeatable():
         run, state = _open_run(laboratory, folder, resume, logger or Several(), progress or SilentProgress(), stop)
         try:
+            run.logger.start(folder, experiment.config, step=state.step)
             _fold(run, state)
             results = report(laboratory, folder, log=run.log, progress=run.progress, wall_time=run.wall_time, stop=stop)
         except StopRequested:
@@ -94,6 +95,7 @@ class _Run:
 
     def save(self, state: TrainState, name: str = "last") -> None:
         """Writes a checkpoint; "best" is only to be measured, and needs no optimizer."""
+        self.records.sync()
         checkpoint = to_checkpoint(
             state,
             config=self.laboratory.experiment.config,
@@ -121,6 +123,8 @@ def _open_run(
         compare_configs(_without_length(checkpoint.config), _without_length(config), folder=folder)
         state = from_checkpoint(checkpoint, state, path=path)
         num_records, seconds = int(checkpoint.loop["num_records"]), float(checkpoint.loop["wall_time"])
+    # Before anything is written: a logger that does not start leaves a folder that a corrected command can use.
+    logger.start(folder, laboratory.experiment.config, step=state.step)
     run = _Run(
         laboratory=laboratory,
         folder=folder,
@@ -133,7 +137,6 @@ def _open_run(
     )
     if not resume:
         run.save(state)
-    logger.start(folder, laboratory.experiment.config, step=state.step)
     return run, state
 
 

@@ -1,0 +1,49 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from metalearn.training import load_checkpoint, train
+from metalearn.training.fit import STEPS, fitted
+from metalearn.training.laboratory import prepare_laboratory
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def test_curves_and_fit_are_pictures(tmp_path: Path, make_experiment) -> None:
+    train(make_experiment(), tmp_path)
+    for name in ("curves.png", "fit.png"):
+        assert (tmp_path / name).read_bytes().startswith(PNG)
+
+
+def test_a_run_without_a_single_record_is_drawn(tmp_path: Path, make_experiment) -> None:
+    train(make_experiment(num_steps=0, baseline=False), tmp_path)
+    assert (tmp_path / "curves.png").read_bytes().startswith(PNG)
+
+
+def test_pyplot_is_not_used() -> None:
+    code = "import sys, metalearn.training.fit, metalearn.training.plots; print('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+
+
+def test_fits_are_the_adapted_model(tmp_path: Path, make_experiment) -> None:
+    experiment = make_experiment()
+    train(experiment, tmp_path)
+    checkpoint = load_checkpoint(tmp_path / "checkpoints/last")
+    episodes = experiment.source.episodes("test", [0])
+    episode = type(episodes)(*(tuple(part[0] for part in pair) for pair in episodes[:2]), episodes.key[0])
+    x = torch.linspace(-5, 5, 7)[:, None]
+    fits = fitted(prepare_laboratory(experiment), checkpoint.meta, checkpoint.buffers, episode, x)
+    assert tuple(fits) == STEPS
+
+    params = {name.removeprefix("init."): value.clone() for name, value in checkpoint.meta.items()}
+    for step in range(max(STEPS) + 1):
+        for value in params.values():
+            value.requires_grad_()
+        outputs = torch.func.functional_call(experiment.module, params, (x,))
+        if step in STEPS:
+            torch.testing.assert_close(fits[step], outputs.detach())
+        inner = torch.func.functional_call(experiment.module, params, (episode.support[0],))
+        grads = torch.autograd.grad((inner - episode.support[1]).square().mean(), list(params.values()))
+        params = {n: (p - 0.01 * g).detach() for (n, p), g in zip(params.items(), grads, strict=True)}

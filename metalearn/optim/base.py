@@ -51,6 +51,7 @@ def chain(*transformations: GradientTransformation) -> GradientTransformation:
     """One transformation that applies several in order; its state is the tuple of theirs.
 
     Example:
+        >>> from metalearn.optim import add_decayed_weights, scale_by_learning_rate
         >>> optimizer = chain(add_decayed_weights(1e-4), scale_by_learning_rate(0.1))
         >>> params = {"w": torch.ones(1)}
         >>> updates, _ = optimizer.update({"w": torch.ones(1)}, optimizer.init(params), params)

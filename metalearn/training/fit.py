@@ -45,7 +45,7 @@ def draw_fit(laboratory: Laboratory, checkpoint: Checkpoint, folder: Path) -> No
         episode = tree.map_tensors(lambda leaf, task=task: leaf[task], episodes)  # type: ignore[misc]
         fits = fitted(laboratory, checkpoint.meta, checkpoint.buffers, episode, x)
         _draw_task(axes, x, truth[task], fits, episode.support)
-    axes.legend(frameon=False, fontsize="small")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(STEPS) + 2, frameon=False)
     save(figure, folder / FIT)
 
 

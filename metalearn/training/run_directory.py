@@ -49,7 +49,7 @@ def prepare(folder: Path, *, resume: bool) -> None:
             f"{folder} already holds an unfinished run. Go on with it (python -m metalearn.train run={folder}), "
             "or choose another hydra.run.dir."
         )
-    if not resume and (folder / METRICS).exists():
+    if not resume and (folder / METRICS).exists() and (folder / METRICS).stat().st_size:
         raise UsageError(f"{folder} already has a {METRICS}, of no run that can go on. Choose another hydra.run.dir.")
     check_writable(folder)
 

@@ -60,6 +60,9 @@ def train(
         run, state = _open_run(laboratory, folder, resume, logger or Several(), progress or SilentProgress(), stop)
         try:
             run.logger.start(folder, experiment.config, step=state.step)
+            if not resume:
+                # Only now is there a run in the folder: a logger that did not start leaves it free for the next try.
+                run.save(state)
             _fold(run, state)
             results = report(laboratory, folder, log=run.log, progress=run.progress, wall_time=run.wall_time, stop=stop)
         except StopRequested:
@@ -123,8 +126,6 @@ def _open_run(
         compare_configs(_without_length(checkpoint.config), _without_length(config), folder=folder)
         state = from_checkpoint(checkpoint, state, path=path)
         num_records, seconds = int(checkpoint.loop["num_records"]), float(checkpoint.loop["wall_time"])
-    # Before anything is written: a logger that does not start leaves a folder that a corrected command can use.
-    logger.start(folder, laboratory.experiment.config, step=state.step)
     run = _Run(
         laboratory=laboratory,
         folder=folder,
@@ -135,8 +136,6 @@ def _open_run(
         seconds_before=seconds,
         saved_step=state.step,
     )
-    if not resume:
-        run.save(state)
     return run, state
 
 

@@ -1,4 +1,5 @@
 import io
+import itertools
 import re
 
 from metalearn.training import LineProgress, LiveProgress, progress_for
@@ -21,7 +22,7 @@ def test_lines_come_at_growing_intervals_with_rate_and_time_left() -> None:
             phase.advance(1, {"loss": 0.25})
     lines = stream.getvalue().splitlines()
     steps = [int(re.search(r"train (\d+)/1000", line)[1]) for line in lines]
-    gaps = [later - earlier for earlier, later in zip(steps, steps[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(steps)]
     assert steps[0] == 4  # after two seconds
     assert gaps[:5] == [8, 16, 32, 64, 120]
     assert max(gaps) == 120  # a line a minute

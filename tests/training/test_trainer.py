@@ -130,8 +130,8 @@ def test_interrupted_and_resumed_is_bit_identical(tmp_path: Path, make_experimen
     whole = train(make_experiment(), tmp_path / "whole").data
     stop = StopAt(*at, number=number)
     if at == (6, "test"):
-        with pytest.raises(KeyboardInterrupt):  # past the last batch nothing asks any more: force it
-            stop.times = 2
+        stop.times = 2  # past the last batch nothing asks any more: force it
+        with pytest.raises(KeyboardInterrupt):
             train(make_experiment(), tmp_path / "parts", logger=stop)
     else:
         with pytest.raises(Interrupted, match="RESUME ME") as caught:

@@ -1,0 +1,57 @@
+"""What the documentation shows, runs: docstring examples, and the Python blocks of README and docs."""
+
+import doctest
+import importlib
+import json
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import metalearn
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted(module.name for module in pkgutil.walk_packages(metalearn.__path__, "metalearn."))
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples(name: str) -> None:
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_blocks_of_a_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": page}
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL):
+        exec(compile(block, page, "exec"), names)
+
+
+def test_the_two_set_up_commands_are_the_first_in_the_readme() -> None:
+    commands = re.findall(r"```bash\n(.*?)\n```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert commands[0] == "pip install -c constraints.txt -e . && python -m metalearn.train"
+    assert commands[1] == 'pip install -c constraints.txt -e ".[test]" && pytest'
+
+
+def test_every_figure_in_an_experiment_comes_from_its_json() -> None:
+    for page in sorted((ROOT / "experiments").glob("*/README.md")):
+        results = [json.loads(path.read_text()) for path in page.parent.glob("*.json")]
+        assert results, f"{page} has no JSON beside it"
+        shown = {value for data in results for value in _rounded(data)}
+        for row in re.findall(r"^\| \*\*ours.*\|$", page.read_text(), flags=re.MULTILINE):
+            for mean, interval in re.findall(r"([\d.]+) ± ([\d.]+)", row):
+                assert (mean, interval) in shown, f"{page}: {mean} ± {interval} is in no JSON"
+
+
+def _rounded(data: object) -> set[tuple[str, str]]:
+    if isinstance(data, list):
+        return {pair for entry in data for pair in _rounded(entry)}
+    if not isinstance(data, dict):
+        return set()
+    if {"mean", "ci95"} <= data.keys() and data["mean"] is not None:
+        percent = f"{100 * data['mean']:.1f}", f"{100 * data['ci95']:.1f}"
+        plain = {(f"{data['mean']:.{digits}f}", f"{data['ci95']:.{digits}f}") for digits in (2, 3)}
+        return {percent, *plain}
+    return {pair for entry in data.values() for pair in _rounded(entry)}

@@ -54,7 +54,11 @@ def build_experiment(config: TrainConfig) -> Experiment:
         algorithm=build_algorithm(config, source),
         strategy=_build("metagrad", config.metagrad),
         execution=execution.choose(
-            config.execution.tasks.value, model=module, device=device, chunk_size=config.execution.chunk_size
+            config.execution.tasks.value,
+            model=module,
+            device=device,
+            chunk_size=config.execution.chunk_size,
+            buffers=config.execution.buffers.value,
         ),
         outer_optimizer=partial(_META_OPTIMIZERS[config.meta.optimizer], lr=config.meta.lr),
         schedule=_schedule(config.meta),

@@ -43,6 +43,13 @@ class Tasks(Enum):
     vmap = "vmap"
 
 
+class Buffers(Enum):
+    """The names of `execution.buffers`."""
+
+    mean = "mean"
+    keep = "keep"
+
+
 class CheckpointName(Enum):
     """The names of `checkpoint`, when a run is evaluated."""
 
@@ -95,6 +102,7 @@ class ExecutionConfig:
 
     tasks: Tasks = Tasks.auto
     chunk_size: int | None = _number(None, 1)
+    buffers: Buffers = Buffers.mean
     compile: bool = False
 
 

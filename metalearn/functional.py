@@ -2,11 +2,8 @@
 
     output, buffers = model(params, buffers, *args, **kwargs)
 
-The user's module is never changed, not even during a call. A call runs on a *skeleton*: objects of the module's own
-classes that share its structure and settings but none of its tensors. The state is put into a skeleton before the call
-and taken out after it. Skeletons are pooled, one a concurrent call, so two threads may call one model.
-
-Every tensor lives among a skeleton's *buffers*, parameters too: a module may then assign to it (`self.count = x`).
+The user's module is never changed, not even during a call: a call runs on a skeleton of it (`metalearn.skeleton`).
+Skeletons are pooled, one a concurrent call, so two threads may call one model.
 """
 
 from collections.abc import Mapping
@@ -18,13 +15,12 @@ from torch import Tensor, nn
 
 from metalearn import random, tree
 from metalearn.errors import UsageError, did_you_mean
-from metalearn.keyed import KeyedDraws
+from metalearn.interception import Interception
+from metalearn.skeleton import SkeletonPool, places_of
 from metalearn.types import Tensors
 
 RNG = "rng"
 """The name among the buffers of the random key that the model draws from."""
-
-_SHADOWED = ("_parameters", "_buffers", "_modules")
 
 
 @dataclass(frozen=True)
@@ -49,7 +45,8 @@ class FunctionalModel:
     module: nn.Module
     params: Tensors
     buffers: Tensors
-    _skeletons: "_SkeletonPool" = field(repr=False, compare=False)
+    _skeletons: SkeletonPool = field(repr=False, compare=False)
+    _own_tensors: Mapping[str, Tensor] = field(repr=False, compare=False)
 
     def __call__(
         self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], *args: Any, **kwargs: Any
@@ -74,24 +71,30 @@ class FunctionalModel:
         self._check(state)
         owned = _own({name: value for name, value in state.items() if name not in self.params}, (state, args, kwargs))
         state.update(owned)
-        versions = {name: state[name]._version for name in self.params}
+        # What forward must not write to: the caller's parameters, and inputs unless it gets copies of them.
+        given = [(name, state[name]) for name in self.params]
+        if self._skeletons.inplace:
+            args, kwargs = tree.map_tensors(Tensor.clone, (args, kwargs))
+        else:
+            given += [("an input", x) for x in tree.tensors((args, kwargs))]
+        versions = [value._version for _, value in given]
         skeleton = self._skeletons.take()
         try:
             skeleton.fill(state)
-            with KeyedDraws(key) as draws:
+            with Interception(key, foreign=self._foreign(state)) as intercepted:
                 output = skeleton.root(*args, **kwargs)
             after = skeleton.read(state)
         finally:
             skeleton.clear()
             self._skeletons.give_back(skeleton)
-        for name, version in versions.items():
-            if state[name]._version != version:
+        for (name, value), version in zip(given, versions, strict=True):
+            if value._version != version:
                 raise UsageError(
-                    f"forward changed the parameter {name!r} in place, so the caller's tensor changed too. "
-                    f"Assign instead (`self.{name.rsplit('.', 1)[-1]} = …`), or register it as a buffer."
+                    f"forward changed {name!r} in place, so the caller's tensor changed too. Write `x = x + 1`, not "
+                    "`x += 1` (for state of the module, register it as a buffer)."
                 )
         changed = {name: value for name, value in after.items() if name in owned or value is not state[name]}
-        rng = {} if key is None else {RNG: draws.next_key}
+        rng = {} if key is None else {RNG: intercepted.next_key}
         return output, {**changed, **{name: buffers[name] for name in buffers if name not in after}, **rng}
 
     def train(self) -> "FunctionalModel":
@@ -114,17 +117,25 @@ class FunctionalModel:
 
         return replace(self, params=move(self.params), buffers=move(self.buffers))
 
+    def __reduce__(self) -> Any:
+        return _restored, (self.module, self.params, self.buffers, self._skeletons.training)
+
     def _in_mode(self, *, training: bool) -> "FunctionalModel":
-        return replace(self, _skeletons=_SkeletonPool(self.module, training))
+        return replace(self, _skeletons=self._skeletons.in_mode(training=training))
+
+    def _foreign(self, state: Mapping[str, Tensor]) -> Mapping[int, str]:
+        """The module's own tensors by id, which forward must not reach; none where the caller passes them in."""
+        foreign = {id(value): name for name, value in self._own_tensors.items()}
+        return {} if any(id(value) in foreign for value in state.values()) else foreign
 
     def _check(self, state: Mapping[str, Tensor]) -> None:
-        expected = self._skeletons.shapes
+        expected = self._own_tensors
         if state.keys() != expected.keys():
             _raise_wrong_names(state, expected)
-        for name, shape in expected.items():
-            if state[name].shape != shape:
+        for name, value in expected.items():
+            if state[name].shape != value.shape:
                 raise UsageError(
-                    f"{name!r} has shape {list(state[name].shape)}, the model expects {list(shape)}. "
+                    f"{name!r} has shape {list(state[name].shape)}, the model expects {list(value.shape)}. "
                     "Inside vmap a task axis is hidden; outside it, index one task first."
                 )
 
@@ -137,8 +148,15 @@ def functionalize(module: nn.Module, *, seed: int = 0) -> FunctionalModel:
         seed: the seed of the initial key in `buffers["rng"]`.
 
     Raises:
-        UsageError: the module has lazy parameters that no call has shaped yet, or a buffer called "rng" of its own.
+        UsageError: the module has lazy parameters that no call has shaped yet, or a buffer called "rng" of its own, or
+            is compiled by torch.jit.
     """
+    if not isinstance(module, nn.Module):
+        raise UsageError(f"functionalize takes a torch.nn.Module, got {type(module).__name__}.")
+    if any(isinstance(part, torch.jit.ScriptModule) for part in module.modules()):
+        raise UsageError(
+            "a torch.jit.ScriptModule keeps its tensors out of reach: functionalize the module it was made of."
+        )
     for name, value in (*module.named_parameters(), *module.named_buffers()):
         if isinstance(value, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
             raise UsageError(
@@ -155,80 +173,14 @@ def functionalize(module: nn.Module, *, seed: int = 0) -> FunctionalModel:
         module=module,
         params=params,
         buffers={**buffers, RNG: random.key(seed, device=device)},
-        _skeletons=_SkeletonPool(module, None),
+        _skeletons=SkeletonPool(module, places_of(module), None),
+        _own_tensors=dict((*module.named_parameters(), *module.named_buffers())),
     )
 
 
-class _Skeleton:
-    """The module's structure without its tensors, and where each tensor goes: a name may have several places (ties)."""
-
-    def __init__(self, module: nn.Module, names: Mapping[int, str], *, training: bool | None) -> None:
-        self._places: list[tuple[nn.Module, str, str]] = []
-        self._training = training
-        self._shadows: dict[int, nn.Module] = {}
-        self.root = self._shadow(module, names)
-
-    def _shadow(self, module: nn.Module, names: Mapping[int, str]) -> nn.Module:
-        if id(module) in self._shadows:
-            return self._shadows[id(module)]
-        shadow: nn.Module = object.__new__(type(module))
-        self._shadows[id(module)] = shadow
-        shadow.__dict__.update({name: value for name, value in module.__dict__.items() if name not in _SHADOWED})
-        shadow.__dict__.update({"_parameters": {}, "_buffers": {}, "_modules": {}})
-        if self._training is not None:
-            shadow.__dict__["training"] = self._training
-        for name, value in (*module._parameters.items(), *module._buffers.items()):
-            shadow._buffers[name] = None
-            if value is not None:
-                self._places.append((shadow, name, names[id(value)]))
-        for name, child in module._modules.items():
-            shadow._modules[name] = None if child is None else self._shadow(child, names)
-        return shadow
-
-    def fill(self, state: Mapping[str, Tensor]) -> None:
-        for shadow, attribute, name in self._places:
-            shadow._buffers[attribute] = state[name]
-        for shadow in self._shadows.values():
-            if isinstance(shadow, nn.RNNBase):  # it keeps a list of its weights, flattened for the fused kernels
-                shadow.__dict__["_flat_weights"] = [shadow._buffers.get(name) for name in shadow._flat_weights_names]
-
-    def read(self, before: Mapping[str, Tensor]) -> Tensors:
-        after: Tensors = {}
-        for shadow, attribute, name in self._places:
-            value = shadow._buffers[attribute]
-            if value is None:
-                raise UsageError(f"forward set {name!r} to None: state held outside must stay a tensor.")
-            # A tied tensor has several places; where forward assigned to one of them, that one counts.
-            if name not in after or after[name] is before[name]:
-                after[name] = value
-        return after
-
-    def clear(self) -> None:
-        for shadow, attribute, _ in self._places:
-            shadow._buffers[attribute] = None
-
-
-class _SkeletonPool:
-    """Free skeletons of one module in one mode; list.append and list.pop are atomic."""
-
-    def __init__(self, module: nn.Module, training: bool | None) -> None:
-        named = dict((*module.named_parameters(), *module.named_buffers()))
-        self.shapes = {name: value.shape for name, value in named.items()}
-        self._names = {id(value): name for name, value in named.items()}
-        self._module, self._training = module, training
-        self._free: list[_Skeleton] = []
-
-    def take(self) -> _Skeleton:
-        try:
-            return self._free.pop()
-        except IndexError:
-            return _Skeleton(self._module, self._names, training=self._training)
-
-    def give_back(self, skeleton: _Skeleton) -> None:
-        self._free.append(skeleton)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_SkeletonPool":
-        return _SkeletonPool(self._module, self._training)
+def _restored(module: nn.Module, params: Tensors, buffers: Tensors, training: bool | None) -> FunctionalModel:
+    model = replace(functionalize(module), params=params, buffers=buffers)
+    return model if training is None else model._in_mode(training=training)
 
 
 def _own(buffers: Mapping[str, Tensor], inputs: Any) -> Tensors:

@@ -1,6 +1,7 @@
 """The stateless view of a module: equal to the module, pure, thread-safe."""
 
 import copy
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -231,3 +232,132 @@ def test_an_in_place_change_of_a_parameter_is_refused_not_silent() -> None:
 
     model = functionalize(Counter())
     _raises(lambda: model(model.params, model.buffers, torch.ones(1)), "'count'", "in place")
+
+
+class _UsesItself(nn.Module):
+    """The ways in which a module reaches its own state other than by attribute."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.way = way
+        self.listed = [self.a, self.b]
+        self.method = self.add
+        self.parts = {"first": (self.a,)}
+
+    def add(self, x):
+        return self.a(x) + self.b(x)
+
+    def forward(self, x):
+        if self.way == "parameters()":
+            return self.a(x) * sum(p.square().sum() for p in self.parameters())
+        if self.way == "next(parameters())":
+            return self.a(x.to(next(self.parameters()).dtype))
+        if self.way == "_parameters":
+            return x * self.a._parameters["bias"]
+        if self.way == "named_parameters()":
+            return self.a(x) if "a.weight" in dict(self.named_parameters()) else x
+        if self.way == "a list of modules":
+            return self.listed[1](self.listed[0](x))
+        if self.way == "a bound method":
+            return self.method(x)
+        return self.parts["first"][0](x)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        "parameters()",
+        "next(parameters())",
+        "_parameters",
+        "named_parameters()",
+        "a list of modules",
+        "a bound method",
+        "nest",
+    ],
+)
+def test_a_module_may_reach_its_state_in_many_ways(way: str) -> None:
+    torch.manual_seed(0)
+    module, x = _UsesItself(way), torch.randn(3, 4)
+    model = functionalize(module)
+    grads = torch.func.grad(lambda params: model(params, model.buffers, x)[0].sum())(model.params)
+    output = module(x)
+    torch.testing.assert_close(model(model.params, model.buffers, x)[0], output)
+    output.sum().backward()
+    for name, value in module.named_parameters():
+        torch.testing.assert_close(grads[name], torch.zeros_like(value) if value.grad is None else value.grad)
+
+
+def test_a_closure_over_the_modules_own_tensor_is_refused_not_silent() -> None:
+    class Closed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(2))
+            self.fn = lambda x: x * self.w
+
+        def forward(self, x):
+            return self.fn(x)
+
+    module = Closed()
+    model = functionalize(module)
+    _raises(lambda: model(model.params, model.buffers, torch.ones(2)), "'w'", "through `self`")
+    # The module's own tensors as state are the module itself.
+    assert torch.equal(model(dict(module.named_parameters()), model.buffers, torch.ones(2))[0], torch.ones(2))
+
+
+def test_a_call_leaves_nothing_behind() -> None:
+    class Remembers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls, self.history = 0, []
+
+        def forward(self, x):
+            self.calls += 1
+            self.history.append(x)
+            self.last = x
+            return x * self.calls * len(self.history)
+
+    module = Remembers()
+    model, x = functionalize(module), torch.ones(2)
+    for _ in range(3):
+        assert torch.equal(model({}, model.buffers, x)[0], torch.ones(2))
+    assert module.calls == 0
+    assert module.history == []
+    assert not hasattr(module, "last")
+
+
+def test_in_place_modules_do_not_touch_the_callers_input() -> None:
+    model, x = functionalize(nn.Sequential(nn.ReLU(inplace=True), nn.Dropout(0.5, inplace=True))), -torch.ones(3)
+    assert torch.equal(model({}, model.buffers, x)[0], torch.zeros(3))
+    assert torch.equal(x, -torch.ones(3))
+
+    class Writes(nn.Module):
+        def forward(self, x):
+            return x.mul_(2)
+
+    _raises(lambda: (lambda m: m({}, m.buffers, x))(functionalize(Writes())), "input", "in place")
+
+
+def test_what_happens_to_the_module_later_does_not_matter() -> None:
+    module, x = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), torch.randn(6, 4)
+    model = functionalize(module)
+    expected = model(model.params, model.buffers, x)[0]
+    module.eval().double()
+    module.load_state_dict({name: torch.zeros_like(value) for name, value in module.state_dict().items()}, assign=True)
+    assert torch.equal(model(model.params, model.buffers, x)[0], expected)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_model_can_be_copied_and_pickled(copied) -> None:
+    model, x = (
+        functionalize(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))).eval(),
+        torch.randn(6, 4),
+    )
+    other = copied(model)
+    assert torch.equal(other(other.params, other.buffers, x)[0], model(model.params, model.buffers, x)[0])
+
+
+def test_compiled_torchscript_is_refused() -> None:
+    with pytest.warns(DeprecationWarning):
+        scripted = torch.jit.script(nn.Linear(2, 2))
+    _raises(lambda: functionalize(nn.Sequential(scripted)), "ScriptModule")

@@ -1,11 +1,22 @@
 """`python -m metalearn.evaluate run=DIR [overrides]`: a run's numbers again, on more episodes or after other steps."""
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
+
+if __name__ == "__main__":
+    # The imports below take seconds; a signal during them is no traceback. `as_process` installs what follows.
+    def _stop(number: int, frame: object) -> NoReturn:
+        os.write(2, b"metalearn: stopped before anything was started.\n")
+        os._exit(130)
+
+    for _number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(_number, _stop)
 
 from metalearn import config as configuration
 from metalearn.config import Composed, EvaluateConfig

@@ -47,6 +47,7 @@ class FunctionalModel:
     buffers: Tensors
     _skeletons: SkeletonPool = field(repr=False, compare=False)
     _own_tensors: Mapping[str, Tensor] = field(repr=False, compare=False)
+    _own_names: Mapping[int, str] = field(repr=False, compare=False)
 
     def __call__(
         self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], *args: Any, **kwargs: Any
@@ -125,8 +126,7 @@ class FunctionalModel:
 
     def _foreign(self, state: Mapping[str, Tensor]) -> Mapping[int, str]:
         """The module's own tensors by id, which forward must not reach; none where the caller passes them in."""
-        foreign = {id(value): name for name, value in self._own_tensors.items()}
-        return {} if any(id(value) in foreign for value in state.values()) else foreign
+        return {} if any(id(value) in self._own_names for value in state.values()) else self._own_names
 
     def _check(self, state: Mapping[str, Tensor]) -> None:
         expected = self._own_tensors
@@ -169,12 +169,14 @@ def functionalize(module: nn.Module, *, seed: int = 0) -> FunctionalModel:
     params = {name: value.detach().clone() for name, value in module.named_parameters()}
     buffers = {name: value.detach().clone() for name, value in module.named_buffers()}
     device = next(iter((*params.values(), *buffers.values())), torch.empty(0)).device
+    own = dict((*module.named_parameters(), *module.named_buffers()))
     return FunctionalModel(
         module=module,
         params=params,
         buffers={**buffers, RNG: random.key(seed, device=device)},
         _skeletons=SkeletonPool(module, places_of(module), None),
-        _own_tensors=dict((*module.named_parameters(), *module.named_buffers())),
+        _own_tensors=own,
+        _own_names={id(value): name for name, value in own.items()},
     )
 
 

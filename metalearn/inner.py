@@ -117,10 +117,7 @@ def inner_step(
     _refuse_shadowed(state)
 
     def loss_of(params: Tensors) -> tuple[Tensor, Aux]:
-        loss, aux = loss_fn(params, state.buffers, batch)
-        if loss.dim() != 0:
-            raise UsageError(f"the loss has shape {list(loss.shape)}, but must be a scalar: take its mean or sum.")
-        return loss, aux
+        return _checked(loss_fn(params, state.buffers, batch), "the loss")
 
     grads, (loss, aux) = grad_and_value(loss_of, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -153,6 +150,13 @@ def unroll(problem: Problem, meta: Tensors, episode: Episode) -> Iterator[InnerS
         yield state
 
 
+def outer_loss_of(
+    problem: Problem, meta: Tensors, episode: Episode, state: InnerState, step: int
+) -> tuple[Tensor, Aux]:
+    """A problem's outer loss of the state after `step` inner steps, checked for its form."""
+    return _checked(problem.outer_loss(meta, state.params, state.buffers, episode, step), "the outer loss")
+
+
 def outer_value(problem: Problem, meta: Tensors, episode: Episode) -> tuple[Tensor, Aux]:
     """The objective of one episode: the outer loss of the adapted state, or its weighted sum over the steps."""
     weights = problem.outer_weights
@@ -161,7 +165,7 @@ def outer_value(problem: Problem, meta: Tensors, episode: Episode) -> tuple[Tens
         last = step == problem.num_inner_steps
         if not last and (weights is None or step == 0):
             continue
-        loss, aux = problem.outer_loss(meta, state.params, state.buffers, episode, step)
+        loss, aux = outer_loss_of(problem, meta, episode, state, step)
         weighted = loss if weights is None or step == 0 else weights[step - 1] * loss
         total = weighted if total is None else total + weighted
     assert total is not None
@@ -173,9 +177,22 @@ def evaluate(problem: Problem, meta: Tensors, episode: Episode) -> Tensors:
     rows: list[Tensors] = []
     with torch.no_grad():
         for step, state in enumerate(unroll(problem, meta, episode)):
-            loss, aux = problem.outer_loss(meta, state.params, state.buffers, episode, step)
+            loss, aux = outer_loss_of(problem, meta, episode, state, step)
             rows.append({"loss": loss, **aux.metrics})
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _checked(result: Any, what: str) -> tuple[Tensor, Aux]:
+    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Aux)):
+        raise UsageError(f"{what} returned {type(result).__name__}: expected (loss, Aux(buffers, metrics)).")
+    loss, aux = result
+    if not isinstance(loss, Tensor) or loss.dim() != 0:
+        got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise UsageError(f"{what} is of {got}, but must be a scalar tensor: take its mean or sum.")
+    for name, value in aux.metrics.items():
+        if not isinstance(value, Tensor) or value.dim() != 0:
+            raise UsageError(f"the metric {name!r} must be a scalar tensor (not loss.item(), which vmap can not run).")
+    return loss, aux
 
 
 def _with_aux(loss_fn: FreeLossFunction) -> LossFunction:

@@ -158,11 +158,18 @@ def _weight_norm(draws: Interception, v: Tensor, g: Tensor, dim: int = 0) -> Ten
 
 
 def _attention(draws: Interception, *args: Any, **kwargs: Any) -> Tensor:
-    # Only this backend has a second derivative.
     if kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0):
         raise _no_keyed_form(F.scaled_dot_product_attention)
-    with sdpa_kernel(SDPBackend.MATH):
+    with sdpa_kernel(SDPBackend.MATH):  # the only backend with a second derivative
         return F.scaled_dot_product_attention(*args, **kwargs)
+
+
+def _multi_head_attention(draws: Interception, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    # It drops and attends inside one torch function, where the functions it calls are not seen.
+    if kwargs.get("training", True) and kwargs.get("dropout_p", args[10] if len(args) > 10 else 0.0):
+        raise _no_keyed_form(F.multi_head_attention_forward)
+    with sdpa_kernel(SDPBackend.MATH):
+        return F.multi_head_attention_forward(*args, **kwargs)
 
 
 def _no_keyed_form(func: Any) -> UsageError:
@@ -172,7 +179,7 @@ def _no_keyed_form(func: Any) -> UsageError:
     )
 
 
-_REPLACEMENTS: dict[Any, Callable[..., Tensor]] = {
+_REPLACEMENTS: dict[Any, Callable[..., Any]] = {
     F.dropout: _drop,
     torch.dropout: _drop,
     F.dropout1d: _channel_drop(1),
@@ -188,6 +195,7 @@ _REPLACEMENTS: dict[Any, Callable[..., Tensor]] = {
     Tensor.bernoulli: _bernoulli,
     torch._weight_norm: _weight_norm,
     F.scaled_dot_product_attention: _attention,
+    F.multi_head_attention_forward: _multi_head_attention,
 }
 
 

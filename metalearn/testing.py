@@ -53,7 +53,7 @@ def check_meta_gradient(
     For random directions $d$ it compares $\langle g, d \rangle$ with Richardson's extrapolation of the central
     differences $D(h) = (f(x + h d) - f(x - h d)) / 2h$, that is $(4 D(h/2) - D(h)) / 3$, at several step sizes $h$.
     A direction counts once two of the extrapolations agree; if none do, it crosses a kink, and is redrawn and
-    counted. That decision looks at finite differences alone, never at the gradient under test.
+    counted. Of the gradient under test that decision uses the norm alone, as the unit of error.
 
     Args:
         problem: what to certify, for one task; `MAML(...).problem(functionalize(module.double()))` for a plain model.

@@ -1,19 +1,27 @@
 """`python -m metalearn.train [overrides]`: compose, build, train; with run=DIR, go on with an interrupted run."""
 
 import os
-import re
-import shlex
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+if __name__ == "__main__":
+    # The imports below take seconds; a signal during them is no traceback. `as_process` installs what follows.
+    def _stop(number: int, frame: object) -> NoReturn:
+        os.write(2, b"metalearn: stopped before anything was started.\n")
+        os._exit(130)
+
+    for _number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(_number, _stop)
+
 from metalearn import config as configuration
 from metalearn.config import Composed, TrainConfig
 from metalearn.errors import UsageError
 from metalearn.training import Results, train
-from metalearn.training.run_directory import prepare
+from metalearn.training.run_directory import claimed, run_argument
 
 _MAY_CHANGE = ("meta.num_steps", "meta.log_every", "meta.checkpoint_every", "eval", "logger", "device", "task.root")
 
@@ -44,10 +52,7 @@ def resume_command(run_directory: Path) -> str:
         >>> resume_command(Path("outputs/glyphs/1"))
         'python -m metalearn.train run=outputs/glyphs/1'
     """
-    shown = os.path.relpath(run_directory) if run_directory.is_relative_to(Path.cwd()) else str(run_directory)
-    # Hydra's grammar wants quotes around whatever is not a plain word, and the shell quotes around these.
-    quoted = shown if re.fullmatch(r"[\w./:-]+", shown) else "'" + shown.replace("'", "\\'") + "'"
-    return f"python -m metalearn.train {shlex.quote(f'run={quoted}')}"
+    return f"python -m metalearn.train {run_argument(run_directory)}"
 
 
 def _run(argv: Sequence[str]) -> int:
@@ -57,6 +62,7 @@ def _run(argv: Sequence[str]) -> int:
         return configuration.run_hydra("train", argv, _start)
     if options.multirun:
         raise UsageError("run=DIR goes on with one run: leave -m out.")
+    configuration.check_folders(options.overrides)
     _resume(Path(str(asked.pop("run"))), asked)
     return 0
 
@@ -66,9 +72,9 @@ def _start(composed: Composed) -> None:
     config, left_out = configuration.without_foreign_defaults(composed.config, composed.changed)
     if left_out:
         print(f"metalearn: left out what the new class does not take: {', '.join(left_out)}", file=sys.stderr)
-    prepare(folder, resume=False)
     try:
-        _train(config, folder, resume=False)
+        with claimed(folder, resume=False):
+            _train(config, folder, resume=False)
     except UsageError:
         with suppress(OSError):  # a mistake found while building leaves no empty folder behind
             folder.rmdir()
@@ -88,7 +94,8 @@ def _resume(folder: Path, asked: Mapping[str, Any]) -> None:
     config = configuration.read_config(folder, changes.items())
     if "meta.num_steps" in changes and config.meta.schedule.value != "constant":
         raise UsageError("meta.num_steps can not change when a run goes on: its schedule of rates depends on it.")
-    _train(config, folder.resolve(), resume=True)
+    with claimed(folder.resolve(), resume=True):
+        _train(config, folder.resolve(), resume=True)
 
 
 def _train(config: TrainConfig, folder: Path, *, resume: bool) -> None:

@@ -44,6 +44,12 @@ LAYERS = {
     "layer norm": lambda: _convolutional(nn.LayerNorm((4, 4, 4)), nn.Tanh()),
     "group norm": lambda: _convolutional(nn.GroupNorm(2, 4), nn.Tanh()),
     "instance norm": lambda: _convolutional(nn.InstanceNorm2d(4, affine=True), nn.Tanh()),
+    "weight norm": lambda: nn.Sequential(
+        nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 4, 3, stride=2)), nn.Tanh(), nn.Flatten(), nn.LazyLinear(3)
+    ),
+    "attention": lambda: _convolutional(
+        nn.Tanh(), nn.Flatten(2), nn.TransformerEncoderLayer(16, 2, 8, dropout=0.0, activation="gelu", batch_first=True)
+    ),
     "dropout": lambda: _convolutional(nn.Tanh(), nn.Dropout(0.4), nn.Dropout2d(0.3)),
 }
 

@@ -61,7 +61,9 @@ def test_equals_the_module_over_several_calls(name: str, training: bool) -> None
     buffers = model.buffers
     for _ in range(3):
         output, buffers = model(model.params, buffers, x)
-        torch.testing.assert_close(output, reference(x), rtol=0, atol=0)
+        # Attention runs on the backend that has a second derivative, not on torch's fused one.
+        tolerance = 1e-6 if name == "transformer" else 0
+        torch.testing.assert_close(output, reference(x), rtol=tolerance, atol=tolerance)
     for key, value in reference.named_buffers():
         assert torch.equal(buffers[key], value), key
 
@@ -358,6 +360,6 @@ def test_a_model_can_be_copied_and_pickled(copied) -> None:
 
 
 def test_compiled_torchscript_is_refused() -> None:
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="torch.jit"):
         scripted = torch.jit.script(nn.Linear(2, 2))
     _raises(lambda: functionalize(nn.Sequential(scripted)), "ScriptModule")

@@ -148,6 +148,7 @@ def test_a_loss_may_return_metrics() -> None:
         ({"num_inner_steps": 1.5}, ["num_inner_steps", "1.5"]),
         ({"buffers": {"w": torch.ones(1)}}, ["'w'", "buffer comes first"]),
         ({"loss_fn": lambda p, b, x: p["w"]}, ["shape [2]", "scalar"]),
+        ({"loss_fn": lambda p, b, x: (p["w"].sum(), Aux({}, {"late": 1.0}))}, ["'late'", "scalar tensor"]),
         ({"loss_fn": lambda p, b, x: "high"}, ["str", "(loss, buffers)"]),
         ({"optimizer": optim.sgd({"v": 0.1})}, ["'w'", "'v'"]),
     ],

@@ -10,7 +10,7 @@ from metalearn.types import Hyper
 def adam(
     lr: Hyper = 1e-3, *, b1: Hyper = 0.9, b2: Hyper = 0.999, eps: Hyper = 1e-8, weight_decay: Hyper | None = None
 ) -> GradientTransformation:
-    r"""Adam, equal to `torch.optim.Adam`, differentiable in everything and free of NaN for units without gradient.
+    r"""Adam, equal to `torch.optim.Adam`, differentiable in everything, without NaN for dead units.
 
     $\theta_t = \theta_{t-1} - \eta \hat m_t / (\sqrt{\hat v_t} + \epsilon)$; see `scale_by_adam` for the moments.
 
@@ -19,7 +19,7 @@ def adam(
             hyper-parameters likewise.
         b1: decay of the mean, in [0, 1).
         b2: decay of the mean square, in [0, 1).
-        eps: added to the root.
+        eps: added to the root; above 0, or a unit without gradient is 0 / 0.
         weight_decay: L2 regularisation added to the gradient (as in torch's Adam; not the decoupled form of AdamW).
 
     Raises:

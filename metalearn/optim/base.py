@@ -98,6 +98,13 @@ def value_of(hyper: Hyper, name: str, count: Tensor) -> Tensor | float:
     return value[name]
 
 
+def check_values(params: Tensors, *hypers: Hyper) -> None:
+    """Raises UsageError unless every hyper-parameter has a value for every parameter."""
+    for hyper in hypers:
+        for name in params:
+            value_of(hyper, name, zero_count(params))
+
+
 def zero_count(params: Tensors) -> Tensor:
     """An int64 zero on the parameters' device."""
     device = next(iter(params.values())).device if params else None

@@ -42,10 +42,10 @@ def sgd(
 
 
 def check_not_negative(**hypers: Hyper | None) -> None:
-    """Raises UsageError for a float below zero; tensors and schedules are the outer loop's to keep in range."""
+    """Raises UsageError for a float below zero or NaN; tensors and schedules are the outer loop's to keep in range."""
     for name, value in hypers.items():
-        if isinstance(value, int | float) and value < 0:
-            raise UsageError(f"{name} is {value}, but must not be negative.")
+        if isinstance(value, int | float) and not value >= 0:
+            raise UsageError(f"{name} is {value}, but must be a number of at least 0.")
 
 
 def _is_used(hyper: Hyper | None) -> bool:

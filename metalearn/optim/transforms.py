@@ -5,7 +5,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metalearn.optim.base import CountState, GradientTransformation, check_names, stateless, value_of, zero_count
+from metalearn.optim.base import (
+    CountState,
+    GradientTransformation,
+    check_names,
+    check_values,
+    stateless,
+    value_of,
+    zero_count,
+)
 from metalearn.types import Hyper, Tensors
 
 
@@ -44,8 +52,7 @@ def scale_by_learning_rate(lr: Hyper) -> GradientTransformation:
     r"""Turns a direction of ascent into a step downhill: $u \leftarrow -\eta_t u$."""
 
     def init(params: Tensors) -> CountState:
-        for name in params:
-            value_of(lr, name, zero_count(params))
+        check_values(params, lr)
         return CountState(zero_count(params))
 
     def update(updates: Tensors, state: CountState, params: Tensors) -> tuple[Tensors, CountState]:
@@ -58,6 +65,10 @@ def scale_by_learning_rate(lr: Hyper) -> GradientTransformation:
 def add_decayed_weights(weight_decay: Hyper) -> GradientTransformation:
     r"""L2 regularisation as a part of the gradient: $u \leftarrow u + \lambda_t \theta$."""
 
+    def init(params: Tensors) -> CountState:
+        check_values(params, weight_decay)
+        return CountState(zero_count(params))
+
     def update(updates: Tensors, state: CountState, params: Tensors) -> tuple[Tensors, CountState]:
         check_names(updates, params)
         decayed = {
@@ -66,13 +77,14 @@ def add_decayed_weights(weight_decay: Hyper) -> GradientTransformation:
         }
         return decayed, CountState(state.num_steps + 1)
 
-    return GradientTransformation(lambda params: CountState(zero_count(params)), update)
+    return GradientTransformation(init, update)
 
 
 def trace(decay: Hyper, *, nesterov: bool = False) -> GradientTransformation:
     r"""Momentum as `torch.optim.SGD` has it, $m_t = \mu_t m_{t-1} + u_t$; Nesterov's passes on $u_t + \mu_t m_t$."""
 
     def init(params: Tensors) -> TraceState:
+        check_values(params, decay)
         return TraceState(zero_count(params), {name: torch.zeros_like(value) for name, value in params.items()})
 
     def update(updates: Tensors, state: TraceState, params: Tensors) -> tuple[Tensors, TraceState]:
@@ -93,6 +105,7 @@ def scale_by_adam(b1: Hyper = 0.9, b2: Hyper = 0.999, eps: Hyper = 1e-8) -> Grad
     """
 
     def init(params: Tensors) -> AdamState:
+        check_values(params, b1, b2, eps)
         zeros = {name: torch.zeros_like(value) for name, value in params.items()}
         return AdamState(zero_count(params), zeros, {name: torch.zeros_like(value) for name, value in params.items()})
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
+from metalearn.captured import refuse_captured
 from metalearn.errors import UsageError
 from metalearn.optim import GradientTransformation, apply_updates
 from metalearn.problem import Episode, Problem, check_num_steps
@@ -136,7 +137,9 @@ def problem_step(problem: Problem, meta: Tensors, episode: Episode, state: Inner
     """A problem's inner step number `step` (from 0), a pure function of `meta`, the episode and the state."""
 
     def loss_fn(params: Tensors, buffers: Tensors, batch: Batch) -> tuple[Tensor, Aux]:
-        return problem.inner_loss(meta, params, buffers, batch, step)
+        loss, aux = _checked(problem.inner_loss(meta, params, buffers, batch, step), "the inner loss")
+        refuse_captured(loss)  # here and not of the outer loss alone: a first-order strategy cuts it off
+        return loss, aux
 
     return inner_step(loss_fn, problem.optimizer(meta), state, problem.batch(episode, step))[0]
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -76,6 +77,17 @@ MISTAKES = [
     (["inner.optimizer=adamm"], "Did you mean 'adam'?"),
     (["execution.tasks=vamp"], "Did you mean 'vmap'?"),
     (["task=null"], "task=null: a run needs one"),
+    (["meta=5"], "meta=5: meta is a group"),
+    (["=3"], "Expected key=value"),
+    (["task=[sinusoid,glyphs]"], "task takes one choice, not a list"),
+    (["-m", "task=sinusoid,null"], "task=null: a run needs one"),
+    (["sweep=seeds"], "add -m"),
+    (["hydra.run.dir="], "give a folder"),
+    (["run="], "give a folder"),
+    (["inner.lr.x=3"], "'inner.lr' is a value"),
+    (["model.hidden=abc"], "model.hidden=abc: expected a list, such as [40,40], got 'abc'."),
+    (["+task.amplitude=3"], "expected a list of 2, such as [0.5,0.5]"),
+    (["seed=99999999999999999999"], "from 0 to 9223372036854775807"),
     (["meta.num_steps=-3"], "meta.num_steps=-3"),
     (["inner.num_steps=-1"], "inner.num_steps=-1"),
     (["eval.num_inner_steps=-1"], "eval.num_inner_steps=-1"),
@@ -139,6 +151,7 @@ EVALUATE_MISTAKES = [
     (["run=nope"], "run=nope is not there"),
     (["run=."], "has no config.yaml"),
     (["runn=."], "Did you mean 'run'?"),
+    (["run="], "give a folder"),
     (["run=.", "checkpoint=worst"], "Known: 'best', 'last'."),
     (["run=.", "eval.num_episodess=3"], "Did you mean 'num_episodes'?"),
     (["run=.", "eval.num_episodes=0"], "eval.num_episodes=0"),
@@ -158,6 +171,16 @@ def test_the_same_command_twice_gives_the_same_numbers() -> None:
     assert metrics(trained("one")) == metrics(trained("two"))
     assert results("one")["test"] == results("two")["test"]
     assert metrics("one") != metrics(trained("three", "seed=1"))
+
+
+def test_choosing_nothing_where_that_is_the_default_changes_nothing() -> None:
+    assert metrics(trained("one")) == metrics(trained("two", "experiment=null", "sweep=null"))
+    assert train.main([*TINY, "-m", "hydra.sweep.dir=sweep", "sweep=null", "seed=0"]) == 0
+    assert metrics("sweep/0") == metrics("one")
+
+
+def test_the_largest_seed_trains() -> None:
+    assert results(trained("run", f"seed={2**63 - 1}"))["protocol"]["seed"] == 2**63 - 1
 
 
 def test_a_run_directory_holds_what_it_promises() -> None:
@@ -207,6 +230,29 @@ def test_a_folder_with_a_run_is_not_used_again(capsys: pytest.CaptureFixture[str
 def test_a_mistake_leaves_no_empty_folder() -> None:
     assert train.main([*TINY, "hydra.run.dir=run", "device=cuda:99"]) == 2
     assert not Path("run").exists()
+
+
+def test_one_folder_is_for_one_run_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
+    slow = [*(each for each in TINY if not each.startswith("meta.num_steps")), "meta.num_steps=100000"]
+    running = process("train", *slow, "hydra.run.dir=run")
+    wait_for_lines(Path("run/metrics.jsonl"), 1, running)
+    before = Path("run/config.yaml").read_text()
+    for second in ([*TINY, "hydra.run.dir=run", "seed=7"], ["run=run"]):
+        assert train.main(second) == 2
+        assert "run is in use by another run" in capsys.readouterr().err
+    assert Path("run/config.yaml").read_text() == before
+    running.send_signal(signal.SIGTERM)
+    assert finished(running)[0] == 130
+    assert not Path("run/.lock").exists()
+    records = [json.loads(line) for line in metrics("run").splitlines()]
+    assert len({(record["step"], record["split"]) for record in records}) == len(records)
+
+
+def test_a_finished_run_is_named_for_the_shell(capsys: pytest.CaptureFixture[str]) -> None:
+    trained("'my run'")
+    assert train.main([*TINY, "hydra.run.dir='my run'"]) == 2
+    hint = capsys.readouterr().err.strip().partition("metalearn.evaluate ")[2]
+    assert evaluate.main(shlex.split(hint)) == 0
 
 
 @pytest.mark.parametrize("damage", ["truncated", "foreign", "other model"])
@@ -383,8 +429,6 @@ def test_the_resume_command_is_fit_for_a_shell(folder: str, expected: str, tmp_p
 
 @pytest.mark.parametrize("folder", ["my run", "a=b", "it's"])
 def test_the_resume_command_names_the_folder(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import shlex
-
     arguments: Sequence[str] = shlex.split(resume_command(tmp_path / folder))[3:]
     assert train.main(list(arguments)) == 2
     assert f"run={folder} is not there" in capsys.readouterr().err

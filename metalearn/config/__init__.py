@@ -4,7 +4,6 @@ from metalearn.config.build import build_experiment, build_logger, without_forei
 from metalearn.config.hydra_app import (
     Composed,
     as_process,
-    changes,
     config_directory,
     group_choice,
     guarded,
@@ -12,6 +11,7 @@ from metalearn.config.hydra_app import (
     parse,
     run_hydra,
 )
+from metalearn.config.overrides import changes, check_folders
 from metalearn.config.schema import EvaluateConfig, TrainConfig
 from metalearn.config.stored import read_config, write_config
 
@@ -23,6 +23,7 @@ __all__ = [
     "build_experiment",
     "build_logger",
     "changes",
+    "check_folders",
     "config_directory",
     "group_choice",
     "guarded",

@@ -31,6 +31,9 @@ def explain(error: Exception, *, compose: Compose, groups: Iterable[str]) -> str
         whole = given.lstrip("+~").partition("=")[0]
         if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.full_key == whole:
             return _unknown_key(whole, compose=compose, groups=groups)
+        above = getattr(cause, "full_key", None)
+        if isinstance(cause, ValidationError) and above and whole.startswith(f"{above}."):
+            return f"Unknown key {whole!r}: {above!r} is a value, with no keys below it. Write {above}=…."
         return f"{given}: {explain_value(cause)}" if isinstance(cause, Exception) else given
     if match := re.match(r"In '(.*?)': (Validation|ConfigKey|Key|.*?[Ee]rror)", text):
         return f"The configuration {match[1]} does not fit: {explain_value(cause or error)}"

@@ -14,18 +14,16 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from metalearn.config.explain import HYDRA_ERRORS, explain
+from metalearn.config.overrides import changes, check_folders, without_nulls
 from metalearn.config.schema import EvaluateConfig, TrainConfig, check_bounds, check_keys
 from metalearn.errors import UsageError
 from metalearn.training import Interrupted
 
 DONE, MISTAKE, INTERRUPTED = 0, 2, 130
-_MAY_BE_NULL = {"experiment", "sweep"}
 
 
 @dataclass(frozen=True)
@@ -75,25 +73,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_intermixed_args(list(argv))
 
 
-def changes(overrides: Sequence[str]) -> dict[str, Any]:
-    """The keys and values that overrides set, in Hydra's grammar.
-
-    Raises:
-        UsageError: one can not be read.
-    """
-    result: dict[str, Any] = {}
-    for text in overrides:
-        try:
-            override = OverridesParser.create().parse_override(text)
-        except HydraException:
-            raise UsageError(
-                f"{text!r} can not be read as an override. Expected key=value, or +key=value for a new key."
-            ) from None
-        swept = override.is_sweep_override()
-        result[override.key_or_group] = text.partition("=")[2] if swept else override.value()
-    return result
-
-
 def run_hydra(name: str, argv: Sequence[str], job: Callable[[Composed], None]) -> int:
     """Composes `name`.yaml with the overrides of `argv` and runs `job`, once or, with -m, for every combination.
 
@@ -104,9 +83,10 @@ def run_hydra(name: str, argv: Sequence[str], job: Callable[[Composed], None]) -
     arguments = parse(argv)
     if arguments.config_dir is not None and not Path(arguments.config_dir).is_dir():
         raise UsageError(f"--config-dir={arguments.config_dir} is not a folder.")
-    for key, value in changes(arguments.overrides).items():
-        if value is None and key in _groups(arguments) - _MAY_BE_NULL:
-            raise UsageError(f"{key}=null: a run needs one. Leave it out for the default, or see --help.")
+    options = [each for each in argv if each not in arguments.overrides]
+    check_folders(arguments.overrides)
+    arguments.overrides = without_nulls(arguments.overrides, groups=_groups(arguments))
+    _check_sweep(arguments)
 
     def task(config: DictConfig) -> None:
         # Hydra would print an exception in its own way; SystemExit passes through, and ends a multirun at a failure.
@@ -116,7 +96,6 @@ def run_hydra(name: str, argv: Sequence[str], job: Callable[[Composed], None]) -
 
     config_path = str(config_directory())
     # Hydra's own parser wants the overrides in one piece, and refuses `task=sinusoid -m seed=0,1`.
-    options = [each for each in argv if each not in arguments.overrides]
     with _command_line(name, [*options, *arguments.overrides]):
         try:
             hydra.main(version_base="1.3", config_path=config_path, config_name=name)(task)()
@@ -174,7 +153,8 @@ def as_process(main: Callable[[Sequence[str]], int]) -> NoReturn:
     def interrupt(number: int, frame: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: `metalearn.train` handles both until here
+        signal.signal(number, interrupt)
     sys.exit(main(sys.argv[1:]))
 
 
@@ -190,6 +170,13 @@ def importable_folder() -> Iterator[None]:
     finally:
         if added:
             sys.path.remove(folder)
+
+
+def _check_sweep(arguments: argparse.Namespace) -> None:
+    chosen = changes(arguments.overrides).get("sweep")
+    runs = not (arguments.help or arguments.hydra_help or arguments.cfg or arguments.info)
+    if chosen is not None and runs and not arguments.multirun:
+        raise UsageError(f"sweep={chosen} is several runs: add -m.")
 
 
 def _say(text: str) -> None:

@@ -17,6 +17,8 @@ _OFFERS = {
     "metagrad": ("value_and_grad", "a strategy (a class with a `value_and_grad` method, see metalearn.metagrad)"),
 }
 
+_EXAMPLES = {int: "40", float: "0.5", str: "a", bool: "true"}
+
 
 def locate(group: str, node: Mapping[str, Any]) -> Callable[..., Any]:
     """What `node["_target_"]` names, once it is known to make what the group is about.
@@ -151,7 +153,14 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _describe(hint: Any) -> str:
-    if typing.get_origin(hint) is typing.Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(hint)))
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(str, parts))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_describe, parts))
+    if origin in (tuple, list, Sequence):
+        fixed = origin is tuple and parts[-1:] != (Ellipsis,)
+        examples = [_EXAMPLES.get(part, "…") for part in (parts if fixed else parts[:1] * 2)]
+        return f"a list{f' of {len(parts)}' if fixed else ''}, such as [{','.join(examples)}]"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
     return names.get(hint, str(hint).replace("typing.", ""))

@@ -10,6 +10,7 @@ from enum import Enum
 from typing import Any
 
 from metalearn.errors import UsageError, did_you_mean
+from metalearn.training.experiment import LARGEST_SEED
 
 MISSING: Any = "???"  # what OmegaConf calls a value that has to be given
 
@@ -57,8 +58,8 @@ class CheckpointName(Enum):
     last = "last"
 
 
-def _number(default: Any, least: float, *, above: bool = False) -> Any:
-    return field(default=default, metadata={"least": least, "above": above})
+def _number(default: Any, least: float, *, above: bool = False, most: int | None = None) -> Any:
+    return field(default=default, metadata={"least": least, "above": above, "most": most})
 
 
 @dataclass
@@ -119,7 +120,7 @@ class TrainConfig:
     meta: MetaConfig = field(default_factory=MetaConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     logger: dict[str, Any] = field(default_factory=dict)
-    seed: int = _number(0, 0)
+    seed: int = _number(0, 0, most=LARGEST_SEED)
     device: str = "auto"
     run: str | None = None
 
@@ -179,6 +180,8 @@ def check_bounds(node: Any, prefix: str = "") -> None:
                 raise UsageError(
                     f"{name}={value}: expected a finite number {'above' if above else 'of at least'} {least}."
                 )
+            if (most := entry.metadata["most"]) is not None and value > most:
+                raise UsageError(f"{name}={value}: expected a number from {least} to {most}.")
 
 
 def check_keys(found: Mapping[Any, Any], node: Any, prefix: str = "") -> None:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from metalearn import inner, tree
+from metalearn.captured import refuse_captured
 from metalearn.errors import UsageError, did_you_mean
 from metalearn.functional import RNG
 from metalearn.metagrad import Outcome, Strategy
-from metalearn.metagrad.base import refuse_captured
 from metalearn.problem import Episode, Problem
 from metalearn.types import Aux, Tensors
 

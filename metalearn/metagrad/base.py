@@ -63,27 +63,3 @@ def constants(meta: Tensors, episode: Episode) -> tuple[Tensors, Episode]:
                 "carry no history. Compute it inside Problem.init, or use metalearn.adapt, which is differentiable."
             )
     return tree.detach(meta), tree.detach(episode)
-
-
-def refuse_captured(value: Tensor) -> None:
-    """Raises UsageError if `value` depends on a tensor that requires grad and was not an argument."""
-    if not value.requires_grad:
-        return
-    shapes = sorted(str(list(leaf.shape)) for leaf in _leaves(value))
-    raise UsageError(
-        f"a loss uses a tensor that requires grad but was not passed to it (shape {', '.join(shapes)}): its gradient "
-        "would be silently dropped. Put it into `meta` and read it from there, or .detach() it."
-    )
-
-
-def _leaves(value: Tensor) -> list[Tensor]:
-    pending, seen, leaves = [value.grad_fn], set(), []
-    while pending:
-        node = pending.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            leaves.append(node.variable)
-        pending.extend(parent for parent, _ in node.next_functions)
-    return leaves

@@ -6,9 +6,10 @@ from typing import Any
 from torch import Tensor
 from torch.func import grad_and_value
 
+from metalearn.captured import refuse_captured
 from metalearn.errors import UsageError
 from metalearn.inner import outer_value
-from metalearn.metagrad.base import MetaGradient, Outcome, Strategy, constants, refuse_captured
+from metalearn.metagrad.base import MetaGradient, Outcome, Strategy, constants
 from metalearn.problem import Episode, Problem
 from metalearn.types import Aux, Tensors
 

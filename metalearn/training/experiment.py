@@ -26,6 +26,9 @@ class Source(Protocol):
         """What the protocol card says of the data."""
 
 
+LARGEST_SEED = 2**63 - 1  # the keys of random numbers are int64
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
     """The numbers of a run. Every name in an error is also given as the command line spells it.
@@ -66,6 +69,8 @@ class TrainingSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise UsageError(f"{spelt} is {value!r}; it has to be a whole number of at least {least}.")
+        if self.seed > LARGEST_SEED:
+            raise UsageError(f"seed is {self.seed}; it has to be at most {LARGEST_SEED}.")
         if self.clip is not None and not self.clip > 0:
             raise UsageError(f"meta.clip is {self.clip!r}; it has to be above 0, or null for no clipping.")
 

@@ -44,6 +44,7 @@ def draw_fit(laboratory: Laboratory, checkpoint: Checkpoint, folder: Path) -> No
     for task, axes in enumerate(figure.subplots(1, _NUM_TASKS, squeeze=False)[0]):
         episode = tree.map_tensors(lambda leaf, task=task: leaf[task], episodes)  # type: ignore[misc]
         fits = fitted(laboratory, checkpoint.meta, checkpoint.buffers, episode, x)
+        axes.set(xlabel="x", ylabel="y", title=f"test task {task}")
         _draw_task(axes, x, truth[task], fits, episode.support)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(STEPS) + 2, frameon=False)
     save(figure, folder / FIT)

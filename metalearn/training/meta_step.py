@@ -103,10 +103,12 @@ def _refuse_divergence(metrics: dict[str, float], state: TrainState, experiment:
         if not math.isfinite(metrics[name]):
             inner_lr = getattr(experiment.algorithm, "inner_lr", None)
             now = f" (now {inner_lr:g})" if isinstance(inner_lr, (int, float)) else ""
+            # No clipping mends a loss that is no number.
+            clip = ", or set meta.clip" if name == "grad_norm" else ""
             raise Diverged(
                 f"the {words} is {metrics[name]} at meta step {state.step + 1}; the state before it is kept in "
-                f"checkpoints/last. Lower inner.lr{now} or meta.lr (now {state.optimizer.param_groups[0]['lr']:g}), "
-                "or set meta.clip."
+                f"checkpoints/last. Lower inner.lr{now} or meta.lr "
+                f"(now {state.optimizer.param_groups[0]['lr']:g}){clip}."
             )
 
 

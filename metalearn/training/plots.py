@@ -46,12 +46,13 @@ def _draw_course(axes: Axes, records: Sequence[Mapping[str, Any]], metric: str) 
     for split, style in (("train", "-"), ("val", "o-"), ("test", "*")):
         points = [(record["step"], record[metric]) for record in records if _holds(record, split, metric)]
         if points:
+            style = style if len(points) > 1 or split == "test" else "o"  # a line through one point can not be seen
             axes.plot(*zip(*points, strict=True), style, color=_COLOURS[split], label=split, markersize=5, linewidth=1)
     axes.set(xlabel="meta step", ylabel=metric, title=f"{metric} on query sets")
     if metric == "loss":
         axes.set_yscale("log")
     axes.grid(alpha=0.3)
-    axes.legend()
+    _legend_below(axes)
 
 
 def _holds(record: Mapping[str, Any], split: str, metric: str) -> bool:
@@ -68,4 +69,9 @@ def _draw_by_step(axes: Axes, results: Mapping[str, Any], metric: str) -> None:
     axes.set(xlabel="inner steps at test", ylabel=metric, title="test, with 95% intervals")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    axes.legend()
+    _legend_below(axes)
+
+
+def _legend_below(axes: Axes) -> None:
+    # Outside the axes: inside, there is no corner that no run's curves pass through.
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)

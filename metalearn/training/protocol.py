@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,23 @@ def protocol_card(
     meta: Tensors,
     device: torch.device,
     num_inner_steps: int,
+    checkpoint: str,
     meta_steps_done: int,
     wall_time: float,
 ) -> dict[str, Any]:
-    """The card of one measurement as plain data; `wall_time` in seconds, over all the parts of a resumed run."""
+    """The card of one measurement as plain data.
+
+    Args:
+        experiment: what was run.
+        source: of the episodes that were measured.
+        split: their split.
+        meta: what was learned.
+        device: where.
+        num_inner_steps: at the measurement.
+        checkpoint: which one was measured, in words.
+        meta_steps_done: those of the checkpoint.
+        wall_time: in seconds, over all the parts of a resumed run.
+    """
     settings, algorithm = experiment.settings, experiment.algorithm
     inner_lr = _plain(getattr(algorithm, "inner_lr", None))
     card = dict(source.protocol()) | {
@@ -33,6 +47,7 @@ def protocol_card(
         "execution": repr(experiment.execution),
         "inner_steps_train": getattr(algorithm, "num_inner_steps", None),
         "inner_steps_test": num_inner_steps,
+        "inner_optimizer": _name(getattr(algorithm, "inner_optimizer", None)),
         "inner_lr_train": inner_lr,
         "inner_lr_test": inner_lr,
         **model_card(experiment.module),
@@ -40,6 +55,7 @@ def protocol_card(
         "meta_batch_size": settings.batch_size,
         "meta_steps": settings.num_steps,
         **_outer(experiment.config.get("meta", {})),
+        "checkpoint": checkpoint,
         "meta_steps_of_checkpoint": meta_steps_done,
         "meta_gradient_clip": settings.clip,
         "validation_episodes": settings.val_episodes if settings.validates else 0,
@@ -47,6 +63,7 @@ def protocol_card(
         "episodes_seed": settings.seed,
         "versions": versions(),
         "device": device_name(device),
+        "num_threads": torch.get_num_threads(),
         "wall_time_seconds": round(wall_time, 1),
     }
     train = dict(experiment.source.protocol())
@@ -55,11 +72,13 @@ def protocol_card(
 
 
 def model_card(module: nn.Module) -> dict[str, Any]:
-    """The model's name, its filters if it has any, and its normalisation policy."""
+    """The model's name, its filters if it has any, its normalisation policy, and what it says of itself."""
     policies = {policy for policy in map(_policy, module.modules()) if policy}
+    filters, details = _filters(module), getattr(module, "protocol", None)
     return {
         "model": type(module).__name__,
-        "filters": _filters(module),
+        **({} if filters is None else {"filters": filters}),
+        **({"model_details": _plain(details())} if callable(details) else {}),
         "normalisation": " + ".join(sorted(policies)) or "none",
         "transductive": _SET_STATISTICS in policies,
     }
@@ -122,9 +141,19 @@ def _outer(meta: Mapping[str, Any]) -> dict[str, Any]:
     return {f"meta_{name}": meta[name] for name in ("optimizer", "lr", "schedule") if name in meta}
 
 
+def _name(make: Any) -> str | None:
+    """How a factory is called: "sgd", or "sgd(momentum=0.9)" for a partial of it."""
+    if isinstance(make, partial):
+        given = [*map(repr, make.args), *(f"{name}={value!r}" for name, value in make.keywords.items())]
+        return f"{_name(make.func)}({', '.join(given)})"
+    return None if make is None else str(getattr(make, "__name__", repr(make)))
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.tolist()
     if isinstance(value, Mapping):
         return {str(name): _plain(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
     return value if isinstance(value, (int, float, str, type(None))) else repr(value)

@@ -21,7 +21,7 @@ class Records:
         """Opens `path` with its first `keep` lines kept.
 
         Raises:
-            UsageError: the file is not writable, or has fewer lines than that.
+            UsageError: the file is not writable, has fewer lines than that, or one that is no record.
         """
         self.path = path
         self.count = keep
@@ -67,4 +67,22 @@ def _first_lines(path: Path, count: int) -> bytes:
             f"{path} has {len(whole)} records, the checkpoint was written after {count}: something else changed it. "
             "Put it back, or start a new run."
         )
+    for number, line in enumerate(whole[:count], start=1):
+        if not _is_record(line):
+            raise UsageError(
+                f"{path} is damaged: line {number} is no record of a run. Put the file back, or start a new run."
+            )
     return b"".join(whole[:count])
+
+
+def _is_record(line: bytes) -> bool:
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return (
+        isinstance(found, dict)
+        and isinstance(found.pop("step", None), int)
+        and isinstance(found.pop("split", None), str)
+        and all(value is None or isinstance(value, (int, float)) for value in found.values())
+    )

@@ -17,6 +17,7 @@ from metalearn.training.protocol import protocol_card
 from metalearn.training.records import read_records
 from metalearn.training.results import Results, by_step, last_step
 from metalearn.training.run_directory import CURVES, METRICS, RESULTS
+from metalearn.training.state import check_loop
 from metalearn.types import Tensors
 
 
@@ -140,6 +141,7 @@ def _results(
         meta=meta,
         device=laboratory.device,
         num_inner_steps=num_inner_steps,
+        checkpoint="best on validation" if path.name == "best" else path.name,
         meta_steps_done=checkpoint.step,
         wall_time=float(loop["wall_time"]) if wall_time is None else wall_time(),
     )
@@ -179,6 +181,7 @@ def _measured(
 
 def _load(laboratory: Laboratory, path: Path) -> Checkpoint:
     checkpoint = load_checkpoint(path, device=laboratory.device)
+    check_loop(checkpoint.loop, path=path)
     check_fits(checkpoint.meta, laboratory.initial_meta(), path=path, what="meta-parameter")
     check_fits(checkpoint.buffers, laboratory.initial_buffers(), path=path, what="buffer")
     return checkpoint

@@ -2,10 +2,15 @@
 
 import json
 import os
+import re
+import shlex
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
+
+from filelock import FileLock, Timeout
 
 from metalearn.errors import UsageError
 
@@ -16,6 +21,7 @@ METRICS = "metrics.jsonl"
 RESULTS = "results.json"
 CURVES = "curves.png"
 FIT = "fit.png"
+LOCK = ".lock"
 
 _FREE_TO_CHANGE = ("logger", "run", "resume", "hydra")
 """Parts of a configuration that change no number of a run: a resumed run may have others."""
@@ -30,6 +36,47 @@ def run_status(run_directory: str | os.PathLike[str]) -> Literal["empty", "inter
     return "interrupted" if started else "empty"
 
 
+def run_argument(folder: Path) -> str:
+    """`run=…` for a folder, as a shell in the current one passes it to the command lines.
+
+    Example:
+        >>> run_argument(Path("outputs/glyphs/1"))
+        'run=outputs/glyphs/1'
+    """
+    shown = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)
+    # Hydra's grammar wants quotes around whatever is not a plain word, and the shell quotes around these.
+    quoted = shown if re.fullmatch(r"[\w./:-]+", shown) else "'" + shown.replace("'", "\\'") + "'"
+    return shlex.quote(f"run={quoted}")
+
+
+@contextmanager
+def claimed(folder: Path, *, resume: bool) -> Iterator[None]:
+    """Keeps a folder for one run while the block lasts, once `prepare` has let it in; blocks of one thread may nest.
+
+    Raises:
+        UsageError: another process has it, or what `prepare` refuses.
+    """
+    if resume and not folder.exists():
+        prepare(folder, resume=resume)
+    check_writable(folder)
+    # One object for each path, so that the command line and `train` can both claim it.
+    lock = FileLock(folder.resolve() / LOCK, timeout=0, is_singleton=True)
+    try:
+        lock.acquire()
+    except Timeout:
+        other = "" if resume else ", or choose another hydra.run.dir"
+        raise UsageError(f"{folder} is in use by another run. Wait for its end{other}.") from None
+    try:
+        prepare(folder, resume=resume)
+        yield
+    finally:
+        if lock.lock_counter == 1:
+            # Before the release: whoever opened the file in between holds the lock of no name, and is told so.
+            with suppress(OSError):
+                Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
 def prepare(folder: Path, *, resume: bool) -> None:
     """Makes the folder and checks that a run may start, or go on, in it.
 
@@ -40,14 +87,14 @@ def prepare(folder: Path, *, resume: bool) -> None:
     if status == "finished":
         raise UsageError(
             f"{folder} already holds a finished run ({RESULTS}). Choose another hydra.run.dir for a new one; "
-            f"to measure this one again: python -m metalearn.evaluate run={folder}"
+            f"to measure this one again: python -m metalearn.evaluate {run_argument(folder)}"
         )
     if resume and status == "empty":
         raise UsageError(f"{folder} holds no checkpoint to go on from ({CHECKPOINTS}/last). Start it without run=….")
     if not resume and status == "interrupted":
         raise UsageError(
-            f"{folder} already holds an unfinished run. Go on with it (python -m metalearn.train run={folder}), "
-            "or choose another hydra.run.dir."
+            f"{folder} already holds an unfinished run. Go on with it "
+            f"(python -m metalearn.train {run_argument(folder)}), or choose another hydra.run.dir."
         )
     if not resume and (folder / METRICS).exists() and (folder / METRICS).stat().st_size:
         raise UsageError(f"{folder} already has a {METRICS}, of no run that can go on. Choose another hydra.run.dir.")

@@ -1,6 +1,6 @@
 """What the meta-training loop carries from step to step, and its form in a checkpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,12 +74,28 @@ def to_checkpoint(state: TrainState, *, config: Mapping[str, Any], num_records: 
     )
 
 
+def check_loop(loop: Mapping[str, Any], *, path: Path) -> None:
+    """Refuses a checkpoint whose loop's own numbers are not as `to_checkpoint` writes them.
+
+    Raises:
+        UsageError: naming the entry.
+    """
+    for name, fits in _LOOP.items():
+        if name not in loop or not fits(loop[name]):
+            got = repr(loop[name]) if name in loop else "nothing"
+            raise UsageError(
+                f"the checkpoint {path} is damaged: loop.{name} in its state.json is {got[:60]}. Use another "
+                "checkpoint, or train again."
+            )
+
+
 def from_checkpoint(checkpoint: Checkpoint, start: TrainState, *, path: Path) -> TrainState:
     """The state of a checkpoint, in the place of a run's initial one.
 
     Raises:
         UsageError: it is a checkpoint of something else.
     """
+    check_loop(checkpoint.loop, path=path)
     check_fits(checkpoint.meta, start.meta, path=path, what="meta-parameter")
     check_fits(checkpoint.buffers, start.buffers, path=path, what="buffer")
     device = next(iter(start.meta.values())).device
@@ -103,3 +119,35 @@ def from_checkpoint(checkpoint: Checkpoint, start: TrainState, *, path: Path) ->
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"the run can not go on from {path}: {error}. Start a new run.") from None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_window(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_number, value.values()))
+
+
+def _is_best(value: Any) -> bool:
+    if value is None:
+        return True
+    if not isinstance(value, dict) or set(value) != {"step", "metrics"} or not isinstance(value["metrics"], dict):
+        return False
+    means = [found.get("mean", "") for found in value["metrics"].values() if isinstance(found, dict)]
+    whole = len(means) == len(value["metrics"]) and not {"loss", "accuracy"}.isdisjoint(value["metrics"])
+    return whole and _is_count(value["step"]) and all(mean is None or _is_number(mean) for mean in means)
+
+
+_LOOP: dict[str, Callable[[Any], bool]] = {
+    "best": _is_best,
+    "validated": _is_count,
+    "window": _is_window,
+    "window_steps": _is_count,
+    "num_records": _is_count,
+    "wall_time": _is_number,
+}

@@ -23,7 +23,7 @@ from metalearn.training.progress import Phase, Progress, SilentProgress, shown
 from metalearn.training.records import Records
 from metalearn.training.report import report, validation
 from metalearn.training.results import Results
-from metalearn.training.run_directory import CHECKPOINTS, METRICS, compare_configs, prepare
+from metalearn.training.run_directory import CHECKPOINTS, METRICS, claimed, compare_configs
 from metalearn.training.state import Best, TrainState, from_checkpoint, to_checkpoint
 
 
@@ -52,24 +52,26 @@ def train(
         UsageError: the folder, the device, a split or a checkpoint is not what is needed, or the training diverged.
     """
     folder = Path(run_directory)
-    prepare(folder, resume=resume)
-    laboratory = prepare_laboratory(experiment)
-    _check_splits(laboratory)
-    results: Results | None = None
-    with stop_flag() as stop, repeatable():
-        run, state = _open_run(laboratory, folder, resume, logger or Several(), progress or SilentProgress(), stop)
-        try:
-            run.logger.start(folder, experiment.config, step=state.step)
-            if not resume:
-                # Only now is there a run in the folder: a logger that did not start leaves it free for the next try.
-                run.save(state)
-            _fold(run, state)
-            results = report(laboratory, folder, log=run.log, progress=run.progress, wall_time=run.wall_time, stop=stop)
-        except StopRequested:
-            raise Interrupted(folder, step=run.saved_step, resume_command=resume_command) from None
-        finally:
-            run.records.close()
-            run.logger.finish(None if results is None else results.data)
+    with claimed(folder, resume=resume):
+        laboratory = prepare_laboratory(experiment)
+        _check_splits(laboratory)
+        results: Results | None = None
+        with stop_flag() as stop, repeatable():
+            run, state = _open_run(laboratory, folder, resume, logger or Several(), progress or SilentProgress(), stop)
+            try:
+                run.logger.start(folder, experiment.config, step=state.step)
+                if not resume:
+                    # Only now is there a run in the folder: a logger that did not start leaves it free for the next.
+                    run.save(state)
+                _fold(run, state)
+                results = report(
+                    laboratory, folder, log=run.log, progress=run.progress, wall_time=run.wall_time, stop=stop
+                )
+            except StopRequested:
+                raise Interrupted(folder, step=run.saved_step, resume_command=resume_command) from None
+            finally:
+                run.records.close()
+                run.logger.finish(None if results is None else results.data)
     return results
 
 

@@ -173,6 +173,20 @@ def test_a_captured_tensor_that_requires_grad_is_refused(way) -> None:
 
 
 @pytest.mark.parametrize("way", [Loop(), Vmap()])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_tensor_captured_by_the_inner_loss_is_refused(strategy: str, way) -> None:
+    problem, meta = problems.problem_of(problems.model_of("plain, tanh"), "sgd")
+    weight = torch.ones((), dtype=torch.float64, requires_grad=True)
+
+    def inner_loss(*args):
+        loss, aux = problem.inner_loss(*args)
+        return loss * weight, aux
+
+    with pytest.raises(UsageError, match="not passed to it"):
+        way.value_and_grad(STRATEGIES[strategy], replace(problem, inner_loss=inner_loss))(meta, problems.images())
+
+
+@pytest.mark.parametrize("way", [Loop(), Vmap()])
 def test_differentiating_through_the_runner_is_refused(way) -> None:
     problem, meta = problems.problem_of(problems.model_of("plain, tanh"), "sgd")
     run = way.value_and_grad(Unrolled(), problem)

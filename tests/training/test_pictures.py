@@ -2,9 +2,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
+from matplotlib.figure import Figure
 
-from metalearn.training import load_checkpoint, train
+from metalearn.training import fit, load_checkpoint, plots, train
 from metalearn.training.fit import STEPS, fitted
 from metalearn.training.laboratory import prepare_laboratory
 
@@ -20,6 +22,23 @@ def test_curves_and_fit_are_pictures(tmp_path: Path, make_experiment) -> None:
 def test_a_run_without_a_single_record_is_drawn(tmp_path: Path, make_experiment) -> None:
     train(make_experiment(num_steps=0, baseline=False), tmp_path)
     assert (tmp_path / "curves.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize(("count", "marker"), [(1, "o"), (2, "None")])
+def test_a_single_record_is_a_point_that_can_be_seen(count: int, marker: str) -> None:
+    axes = Figure().subplots()
+    plots._draw_course(axes, [{"step": step, "split": "train", "loss": 1.0} for step in range(count)], "loss")
+    assert axes.lines[0].get_marker() == marker
+
+
+def test_fit_says_what_it_shows(tmp_path: Path, make_experiment, monkeypatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(fit, "save", lambda figure, path: drawn.append(figure))
+    train(make_experiment(), tmp_path)
+    for task, axes in enumerate(drawn[0].axes):
+        assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == ("x", "y", f"test task {task}")
+    assert len(drawn[0].axes) == 4
+    assert len(drawn[0].legends) == 1  # the figure's, below the panels
 
 
 def test_pyplot_is_not_used() -> None:

@@ -24,6 +24,8 @@ from metalearn.training import (
     run_status,
     train,
 )
+from metalearn.training.protocol import model_card
+from metalearn.training.run_directory import claimed
 
 
 class StopAt:
@@ -91,9 +93,11 @@ def test_results_hold_the_protocol(tmp_path: Path, make_experiment) -> None:
     expected = {
         "dataset": "sinusoid", "split": "test", "shots": 5, "inner_steps_train": 1, "inner_steps_test": 2,
         "inner_lr_train": 0.01, "normalisation": "none", "transductive": False, "meta_batch_size": 3, "meta_steps": 6,
-        "seed": 0,
+        "seed": 0, "inner_optimizer": "sgd", "checkpoint": "best on validation", "num_threads": torch.get_num_threads(),
+        "model_details": {"model": "mlp", "hidden": [8], "init": "torch"},
     }  # fmt: skip
     assert {name: card[name] for name in expected} == expected
+    assert "filters" not in card
     assert card["versions"]["torch"] == str(torch.__version__)
     assert card["device"].startswith("cpu")
 
@@ -250,6 +254,7 @@ def test_best_checkpoint_is_the_best_validation_and_is_what_is_tested(tmp_path: 
 def test_without_validation_the_last_is_tested(tmp_path: Path, make_experiment) -> None:
     data = train(make_experiment(eval_every=0, baseline=False), tmp_path).data
     assert find_checkpoint(tmp_path).name == "last"
+    assert data["protocol"]["checkpoint"] == "last"
     assert data["protocol"]["meta_steps_of_checkpoint"] == 6
     assert "val" not in data
     assert "baseline" not in data
@@ -306,6 +311,7 @@ def test_divergence_names_the_step_and_keeps_the_state_before(tmp_path: Path, ma
         train(experiment, tmp_path)
     assert "inner.lr" in str(caught.value)
     assert "meta.lr" in str(caught.value)
+    assert "meta.clip" not in str(caught.value)  # it mends no loss that is no number
     for name, step in (("last", 3), ("best", 2)):
         kept = load_checkpoint(tmp_path / "checkpoints" / name)
         assert kept.step == step
@@ -339,8 +345,6 @@ def test_accuracy_decides_for_a_classification(tmp_path: Path, make_experiment) 
     ("norm", "transductive"), [("batch", True), ("batch_running", False), ("layer", False), ("none", False)]
 )
 def test_card_says_whether_the_normalisation_is_transductive(norm: str, transductive: bool) -> None:
-    from metalearn.training.protocol import model_card
-
     card = model_card(Conv4(input_shape=(1, 28, 28), num_outputs=5, filters=8, norm=norm))
     assert card["transductive"] is transductive
     assert card["filters"] == 8
@@ -380,6 +384,69 @@ def test_metrics_that_are_shorter_than_the_checkpoint_are_refused(tmp_path: Path
         train(make_experiment(), tmp_path, resume=True)
 
 
+@pytest.mark.parametrize("garbage", [b"not json", b'{"step": "two", "split": "train"}', b"[1]", b"\xff"])
+def test_metrics_that_are_no_records_are_refused_before_a_step_is_done(
+    tmp_path: Path, make_experiment, garbage
+) -> None:
+    with pytest.raises(Interrupted):
+        train(make_experiment(), tmp_path, logger=StopAt(4))
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([lines[0], garbage, *lines[2:]]) + b"\n")
+    before = path.read_bytes()
+    with pytest.raises(UsageError, match="line 2 is no record"):
+        train(make_experiment(), tmp_path, resume=True)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("best", {"step": 2}),
+        ("best", {"step": 2, "metrics": {"loss": 1.0}}),
+        ("validated", "two"),
+        ("window", [1]),
+        ("window_steps", None),
+        ("num_records", -1),
+        ("wall_time", "long"),
+    ],
+)
+def test_a_damaged_entry_of_a_checkpoint_is_named(tmp_path: Path, make_experiment, name: str, value: Any) -> None:
+    with pytest.raises(Interrupted):
+        train(make_experiment(), tmp_path, logger=StopAt(4))
+    path = tmp_path / "checkpoints/last/state.json"
+    state = json.loads(path.read_text())
+    path.write_text(json.dumps({**state, "loop": {**state["loop"], name: value}}))
+    for action in (
+        lambda: train(make_experiment(), tmp_path, resume=True),
+        lambda: evaluate(make_experiment(), path.parent),
+    ):
+        with pytest.raises(UsageError, match=rf"is damaged: loop\.{name} in its state\.json is"):
+            action()
+
+
+def test_the_folder_is_claimed_while_a_run_lasts(tmp_path: Path, make_experiment) -> None:
+    seen: list[str] = []
+
+    class Second(StopAt):
+        def start(self, run_directory: Path, config: Mapping[str, Any], *, step: int) -> None:
+            # A thread of its own stands for another process: the same thread may claim a folder again.
+            thread = threading.Thread(target=self.claim)
+            thread.start()
+            thread.join()
+
+        def claim(self) -> None:
+            try:
+                with claimed(tmp_path, resume=False):
+                    seen.append("let in")
+            except UsageError as error:
+                seen.append(str(error))
+
+    train(make_experiment(), tmp_path, logger=Second(10**6))
+    assert seen == [f"{tmp_path} is in use by another run. Wait for its end, or choose another hydra.run.dir."]
+    assert not (tmp_path / ".lock").exists()
+
+
 def test_folder_that_can_not_be_written(tmp_path: Path, make_experiment) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="can not be written"):
@@ -403,6 +470,7 @@ def test_logger_that_does_not_start_leaves_the_folder_free(tmp_path: Path, make_
         ({"num_steps": -1}, "meta.num_steps is -1"),
         ({"num_steps": 1.5}, "meta.num_steps is 1.5"),
         ({"batch_size": 0}, "meta.batch_size is 0"),
+        ({"seed": 2**63}, "seed is 9223372036854775808"),
         ({"eval_every": -2}, "eval.every is -2"),
         ({"num_inner_steps_eval": -1}, "eval.num_inner_steps is -1"),
         ({"test_episodes": True}, "eval.num_episodes is True"),

@@ -63,6 +63,7 @@ def _run(argv: Sequence[str]) -> int:
     if options.multirun:
         raise UsageError("run=DIR goes on with one run: leave -m out.")
     configuration.check_folders(options.overrides)
+    configuration.without_nulls(options.overrides, groups=("logger", "eval", "meta", "task"))  # for what it refuses
     _resume(Path(str(asked.pop("run"))), asked)
     return 0
 
@@ -89,8 +90,9 @@ def _resume(folder: Path, asked: Mapping[str, Any]) -> None:
                 f"Free to change: {', '.join(_MAY_CHANGE)}."
             )
     changes = dict(asked)
-    if isinstance(changes.get("logger"), str):
-        changes["logger"] = configuration.group_choice("logger", changes["logger"])
+    for group in ("logger", "eval"):
+        if isinstance(changes.get(group), str):
+            changes[group] = configuration.group_choice(group, changes[group])
     config = configuration.read_config(folder, changes.items())
     if "meta.num_steps" in changes and config.meta.schedule.value != "constant":
         raise UsageError("meta.num_steps can not change when a run goes on: its schedule of rates depends on it.")

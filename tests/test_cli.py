@@ -86,7 +86,7 @@ MISTAKES = [
     (["run="], "give a folder"),
     (["inner.lr.x=3"], "'inner.lr' is a value"),
     (["model.hidden=abc"], "model.hidden=abc: expected a list, such as [40,40], got 'abc'."),
-    (["+task.amplitude=3"], "expected a list of 2, such as [0.5,0.5]"),
+    (["+task.amplitude=3"], "expected a list, such as [0.5,0.5], got 3."),
     (["seed=99999999999999999999"], "from 0 to 9223372036854775807"),
     (["meta.num_steps=-3"], "meta.num_steps=-3"),
     (["inner.num_steps=-1"], "inner.num_steps=-1"),
@@ -111,6 +111,9 @@ MISTAKES = [
     (["run=."], "has no config.yaml"),
     (["-m", "run=."], "leave -m out"),
     (["run=.", "inner.lr=3"], "inner.lr can not change"),
+    (["run=.", "logger=null"], "logger=null: a run needs one"),
+    (["run=.", "logger=[none,wandb]"], "logger takes one choice"),
+    (["run=.", "eval=omniglot"], "Known: 'classification'"),
     (["-m", "inner.num_steps=1,-2", "meta.num_steps=0"], "job 1 (task=sinusoid"),
     (["-m", "task=sinusoid,nope", "meta.num_steps=0"], "task=nope"),
 ]

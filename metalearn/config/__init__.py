@@ -11,7 +11,7 @@ from metalearn.config.hydra_app import (
     parse,
     run_hydra,
 )
-from metalearn.config.overrides import changes, check_folders
+from metalearn.config.overrides import changes, check_folders, without_nulls
 from metalearn.config.schema import EvaluateConfig, TrainConfig
 from metalearn.config.stored import read_config, write_config
 
@@ -32,5 +32,6 @@ __all__ = [
     "read_config",
     "run_hydra",
     "without_foreign_defaults",
+    "without_nulls",
     "write_config",
 ]

@@ -31,10 +31,7 @@ def explain(error: Exception, *, compose: Compose, groups: Iterable[str]) -> str
         whole = given.lstrip("+~").partition("=")[0]
         if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.full_key == whole:
             return _unknown_key(whole, compose=compose, groups=groups)
-        above = getattr(cause, "full_key", None)
-        if isinstance(cause, ValidationError) and above and whole.startswith(f"{above}."):
-            return f"Unknown key {whole!r}: {above!r} is a value, with no keys below it. Write {above}=…."
-        return f"{given}: {explain_value(cause)}" if isinstance(cause, Exception) else given
+        return explain_override(given, cause) if isinstance(cause, Exception) else given
     if match := re.match(r"In '(.*?)': (Validation|ConfigKey|Key|.*?[Ee]rror)", text):
         return f"The configuration {match[1]} does not fit: {explain_value(cause or error)}"
     if match := re.search(r"Ambiguous value for argument '(.*?)'", text):
@@ -43,6 +40,14 @@ def explain(error: Exception, *, compose: Compose, groups: Iterable[str]) -> str
     if isinstance(cause, OmegaConfBaseException) and not text:
         return explain_value(cause)
     return _one_line(text) or type(error).__name__
+
+
+def explain_override(given: str, error: BaseException) -> str:
+    """What OmegaConf found wrong with an override such as "inner.lr=x", in a sentence."""
+    whole, above = given.lstrip("+~").partition("=")[0], getattr(error, "full_key", None)
+    if isinstance(error, ValidationError) and above and whole.startswith(f"{above}."):
+        return f"Unknown key {whole!r}: {above!r} is a value, with no keys below it. Write {above}=…."
+    return f"{given}: {explain_value(error)}"
 
 
 def explain_value(error: BaseException) -> str:

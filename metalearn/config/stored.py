@@ -11,7 +11,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from metalearn.config.explain import explain_value
+from metalearn.config.explain import explain_override, explain_value
 from metalearn.config.schema import TrainConfig, check_bounds
 from metalearn.errors import UsageError
 
@@ -87,7 +87,7 @@ def read_config(run_directory: Path, changes: Iterable[tuple[str, Any]] = ()) ->
         try:
             OmegaConf.update(config, key, value)
         except OmegaConfBaseException as error:
-            raise UsageError(f"{key}={value}: {explain_value(error)}") from None
+            raise UsageError(explain_override(f"{key}={value}", error)) from None
     result = OmegaConf.to_object(config)
     assert isinstance(result, TrainConfig)
     check_bounds(result)

@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
@@ -55,10 +55,15 @@ def _evaluate(composed: Composed) -> None:
     if asked.run is None:
         raise UsageError("Which run? Give its folder: python -m metalearn.evaluate run=outputs/glyphs/….")
     folder = Path(asked.run)
-    config = configuration.read_config(folder, _changes(asked).items())
+    changes = _changes(asked)
+    sizes = {name: value for name, value in changes.items() if name in ("task.shots", "task.query_shots")}
+    config = configuration.read_config(folder, ((name, value) for name, value in changes.items() if name not in sizes))
     # A run without validation has no best checkpoint: its results are the last one's too.
     checkpoint = find_checkpoint(folder if asked.checkpoint.value == "best" else folder / "checkpoints" / "last")
     experiment = configuration.build_experiment(config)
+    if sizes:
+        measured = configuration.read_config(folder, changes.items())
+        experiment = replace(experiment, test_source=configuration.build_source(measured))
     settings = experiment.settings
     num_episodes, num_inner_steps = settings.test_episodes, settings.num_inner_steps_eval
     results = evaluate(
@@ -70,8 +75,9 @@ def _evaluate(composed: Composed) -> None:
         baseline=settings.baseline,
         progress=configuration.build_logger(config)[1],
     )
-    name = f"{asked.split}-{checkpoint.name}-{num_episodes}-episodes-{num_inner_steps}-steps.json"
-    path = folder / "evaluations" / name
+    parts = [asked.split, checkpoint.name, f"{num_episodes}-episodes", f"{num_inner_steps}-steps"]
+    parts += [f"{value}-{name.removeprefix('task.').replace('_', '-')}" for name, value in sizes.items()]
+    path = folder / "evaluations" / f"{'-'.join(parts)}.json"
     results.save(path)
     print(_table(results))
     print(f"Written to {path}")

@@ -1,6 +1,6 @@
 """Schemas, where the YAML is found, and building what it names: the only room that imports hydra or omegaconf."""
 
-from metalearn.config.build import build_experiment, build_logger, without_foreign_defaults
+from metalearn.config.build import build_experiment, build_logger, build_source, without_foreign_defaults
 from metalearn.config.hydra_app import (
     Composed,
     as_process,
@@ -22,6 +22,7 @@ __all__ = [
     "as_process",
     "build_experiment",
     "build_logger",
+    "build_source",
     "changes",
     "check_folders",
     "config_directory",

@@ -145,9 +145,11 @@ class EvaluateExecutionConfig:
 
 @dataclass
 class EvaluateTaskConfig:
-    """What may differ between machines: where the data lie."""
+    """Where the data lie, which differs between machines, and how many examples the measured tasks have."""
 
     root: str | None = None
+    shots: int | None = _number(None, 1)
+    query_shots: int | None = _number(None, 1)
 
 
 @dataclass

@@ -220,6 +220,15 @@ def test_evaluate_on_more_episodes_and_other_steps() -> None:
     assert len(written["val_by_step"]["loss"]) == 2
 
 
+def test_evaluate_on_tasks_with_other_support_sets() -> None:
+    run = trained("run")
+    assert evaluate.main([f"run={run}", "task.shots=3", "eval.num_episodes=4"]) == 0
+    written = json.loads((run / "evaluations" / "test-best-4-episodes-2-steps-3-shots.json").read_text())
+    assert written["protocol"]["shots"] == 3
+    assert written["protocol"]["training_task"]["shots"] == results(run)["protocol"]["shots"] != 3
+    assert written["test"]["loss"]["mean"] != results(run)["test"]["loss"]["mean"]
+
+
 def test_a_folder_with_a_run_is_not_used_again(capsys: pytest.CaptureFixture[str]) -> None:
     run = trained("run")
     before = metrics(run)

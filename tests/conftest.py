@@ -17,8 +17,12 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def omniglot_root() -> Path:
-    """The folder of the real Omniglot; the test is skipped where it is not there."""
-    folder = Path(os.environ.get("METALEARN_DATA", "")) / "omniglot"
+    """The folder of the real Omniglot. Missing data is a failure, not a skip: a silent skip would certify nothing."""
+    folder = Path(os.environ.get("METALEARN_DATA", "")).expanduser() / "omniglot"
     if not (folder / "images_background.zip").is_file() and not (folder / "images_background").is_dir():
-        pytest.skip("needs the real Omniglot: set METALEARN_DATA to the folder that holds omniglot/")
+        pytest.fail(
+            f"The tests need the real Omniglot, and {folder} does not hold it. Set METALEARN_DATA to a folder with"
+            " omniglot/images_background.zip and omniglot/images_evaluation.zip in it.",
+            pytrace=False,
+        )
     return folder

@@ -10,9 +10,9 @@ from metalearn.tasks.omniglot_splits import SCHEMES, character_names, characters
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_vinyals_is_the_published_list_and_a_character_goes_with_its_four_rotations(
-    data_folder: Path, split: str
+    omniglot_root: Path, split: str
 ) -> None:
-    lines = (data_folder / "splits" / "omniglot_vinyals" / f"{split}.txt").read_text().split()
+    lines = (omniglot_root.parent / "splits" / "omniglot_vinyals" / f"{split}.txt").read_text().split()
     names = [character_names()[index] for index in characters_by_split("vinyals")[split]]
     expected = {f"{name}/rot{turn:03d}" for name in names for turn in (0, 90, 180, 270)}
     assert set(lines) == expected

@@ -1,6 +1,6 @@
 """Differentiable meta-learning for PyTorch: the state held outside the model, every gradient certified."""
 
-from metalearn import algorithms, execution, losses, metagrad, models, optim, random, tasks, tree
+from metalearn import algorithms, execution, losses, metagrad, models, optim, random, tasks, testing, tree
 from metalearn.errors import UsageError
 from metalearn.functional import FunctionalModel, functionalize
 from metalearn.inner import Adapted, adapt
@@ -26,5 +26,6 @@ __all__ = [
     "optim",
     "random",
     "tasks",
+    "testing",
     "tree",
 ]

@@ -42,4 +42,4 @@ class Aux(NamedTuple):
     """
 
     buffers: Tensors
-    metrics: Tensors
+    metrics: Tensors = {}  # noqa: RUF012 (a NamedTuple's default; nothing here writes into a dict it was given)

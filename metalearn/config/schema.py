@@ -12,8 +12,6 @@ from typing import Any
 from metalearn.errors import UsageError, did_you_mean
 from metalearn.training.experiment import LARGEST_SEED
 
-MISSING: Any = "???"  # what OmegaConf calls a value that has to be given
-
 
 class InnerOptimizer(Enum):
     """The names of `inner.optimizer`."""

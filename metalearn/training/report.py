@@ -51,15 +51,17 @@ def report(
 ) -> Results:
     """Tests the best checkpoint (else the last), writes results.json and draws the pictures."""
     settings = laboratory.experiment.settings
+    path = find_checkpoint(folder)
+    checkpoint = _load(laboratory, path)
     results = _results(
-        laboratory, find_checkpoint(folder), split="test", num_episodes=settings.test_episodes,
+        laboratory, checkpoint, path, split="test", num_episodes=settings.test_episodes,
         num_inner_steps=settings.num_inner_steps_eval, baseline=settings.baseline, progress=progress, stop=stop,
         wall_time=wall_time,
     )  # fmt: skip
     means = {name: summary["mean"] for name, summary in results.data["test"].items() if summary["mean"] is not None}
     log(settings.num_steps, means, split="test")
     draw_curves(read_records(folder / METRICS), results.data, folder / CURVES)
-    draw_fit(laboratory, _load(laboratory, find_checkpoint(folder)), folder)
+    draw_fit(laboratory, checkpoint, folder)
     # Last: a folder with results in it is a finished run.
     results.save(folder / RESULTS)
     return results
@@ -93,10 +95,12 @@ def evaluate(
     laboratory = prepare_laboratory(experiment)
     check_split(laboratory.test_source, split, wanted_for="the evaluation")
     settings = experiment.settings
+    path = find_checkpoint(checkpoint)
     with repeatable():
         return _results(
             laboratory,
-            find_checkpoint(checkpoint),
+            _load(laboratory, path),
+            path,
             split=split,
             num_episodes=settings.test_episodes if num_episodes is None else num_episodes,
             num_inner_steps=settings.num_inner_steps_eval if num_inner_steps is None else num_inner_steps,
@@ -109,6 +113,7 @@ def evaluate(
 
 def _results(
     laboratory: Laboratory,
+    checkpoint: Checkpoint,
     path: Path,
     *,
     split: str,
@@ -119,7 +124,6 @@ def _results(
     stop: StopFlag,
     wall_time: Callable[[], float] | None,
 ) -> Results:
-    checkpoint = _load(laboratory, path)
     meta, loop = checkpoint.meta, checkpoint.loop
     how: dict[str, Any] = {
         "split": split, "num_episodes": num_episodes, "num_inner_steps": num_inner_steps, "progress": progress,

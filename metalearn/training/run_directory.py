@@ -15,16 +15,14 @@ from filelock import FileLock, Timeout
 from metalearn.errors import UsageError
 
 CHECKPOINTS = "checkpoints"
-LAST = f"{CHECKPOINTS}/last"
-BEST = f"{CHECKPOINTS}/best"
 METRICS = "metrics.jsonl"
 RESULTS = "results.json"
 CURVES = "curves.png"
 FIT = "fit.png"
 LOCK = ".lock"
 
-_FREE_TO_CHANGE = ("logger", "run", "resume", "hydra")
-"""Parts of a configuration that change no number of a run: a resumed run may have others."""
+_FREE_TO_CHANGE = ("logger", "run", "resume", "hydra", "meta.num_steps")
+"""Parts of a configuration that a resumed run may have others of: they change no number, or let it go on for longer."""
 
 
 def run_status(run_directory: str | os.PathLike[str]) -> Literal["empty", "interrupted", "finished"]:
@@ -117,7 +115,7 @@ def check_writable(folder: Path) -> None:
 def compare_configs(then: Mapping[str, Any], now: Mapping[str, Any], *, folder: Path) -> None:
     """Refuses to go on with a configuration that would change the numbers of the run in `folder`."""
     before, after = _flat(then), _flat(_as_json(now))
-    names = sorted(name for name in before.keys() | after.keys() if name.split(".")[0] not in _FREE_TO_CHANGE)
+    names = sorted(name for name in before.keys() | after.keys() if not _is_free(name))
     absent = "nothing"
     changed = [name for name in names if before.get(name, absent) != after.get(name, absent)]
     if not changed:
@@ -130,6 +128,10 @@ def compare_configs(then: Mapping[str, Any], now: Mapping[str, Any], *, folder: 
         f"the run in {folder} was started with another configuration ({shown}{more}). Resume it without overrides, "
         "or start a new run."
     )
+
+
+def _is_free(name: str) -> bool:
+    return any(name == free or name.startswith(f"{free}.") for free in _FREE_TO_CHANGE)
 
 
 def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -123,9 +123,7 @@ def _open_run(
     if resume:
         path = folder / CHECKPOINTS / "last"
         checkpoint = load_checkpoint(path, device=laboratory.device)
-        config = laboratory.experiment.config
-        # A run may go on for longer; the rest of its configuration is what its numbers mean.
-        compare_configs(_without_length(checkpoint.config), _without_length(config), folder=folder)
+        compare_configs(checkpoint.config, laboratory.experiment.config, folder=folder)
         state = from_checkpoint(checkpoint, state, path=path)
         num_records, seconds = int(checkpoint.loop["num_records"]), float(checkpoint.loop["wall_time"])
     run = _Run(
@@ -180,13 +178,13 @@ def _validated(run: _Run, state: TrainState) -> TrainState:
     except StopRequested:
         run.save(state)  # not validated yet: the resumed run begins with that
         raise
-    run.log(state.step, {name: _number(summary["mean"]) for name, summary in found.items()}, split="val")
+    means = {name: _number(summary["mean"]) for name, summary in found.items()}
+    run.log(state.step, means, split="val")
     now = Best(step=state.step, metrics=found)
     better = now.beats(state.best)
     state = replace(state, validated=state.step, best=now if better else state.best)
     if better:
         run.save(state, "best")
-    means = {name: _number(summary["mean"]) for name, summary in found.items()}
     run.progress.message(f"step {state.step}: validation {', '.join(shown(means))}{' (best so far)' if better else ''}")
     return state
 
@@ -204,10 +202,3 @@ def _check_splits(laboratory: Laboratory) -> None:
     check_split(laboratory.test_source, "test", wanted_for="the final test")
     if laboratory.experiment.settings.validates:
         check_split(laboratory.test_source, "val", wanted_for="validation (eval.val_episodes=0 for none)")
-
-
-def _without_length(config: Mapping[str, object]) -> dict[str, object]:
-    meta = config.get("meta")
-    if not isinstance(meta, Mapping):
-        return dict(config)
-    return {**config, "meta": {name: value for name, value in meta.items() if name != "num_steps"}}

@@ -34,6 +34,7 @@ class FunctionalModel:
         module: the user's module, for reference; never changed.
         params: initial parameters by the module's own names (a tied parameter appears once, by its first name).
         buffers: initial buffers by the module's own names, and the key `"rng"`.
+        rows: which rows of the inputs are real, bool `[example]`, or None for all (`seeing`).
 
     Example:
         >>> model = functionalize(nn.Linear(2, 1))
@@ -48,6 +49,7 @@ class FunctionalModel:
     _skeletons: SkeletonPool = field(repr=False, compare=False)
     _own_tensors: Mapping[str, Tensor] = field(repr=False, compare=False)
     _own_names: Mapping[int, str] = field(repr=False, compare=False)
+    rows: Tensor | None = field(default=None, repr=False, compare=False)
 
     def __call__(
         self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], *args: Any, **kwargs: Any
@@ -82,7 +84,7 @@ class FunctionalModel:
         skeleton = self._skeletons.take()
         try:
             skeleton.fill(state)
-            with Interception(key, foreign=self._foreign(state)) as intercepted:
+            with Interception(key, foreign=self._foreign(state), rows=self.rows) as intercepted:
                 output = skeleton.root(*args, **kwargs)
             after = skeleton.read(state)
         finally:
@@ -109,6 +111,17 @@ class FunctionalModel:
     def with_buffers(self, buffers: Mapping[str, Tensor]) -> "FunctionalModel":
         """This model with other initial buffers, for example those that a meta step has returned."""
         return replace(self, buffers=dict(buffers))
+
+    def seeing(self, rows: Tensor | None) -> "FunctionalModel":
+        """This model for padded inputs, of which these rows are real: batch statistics are taken over them alone.
+
+        A row's output is then what it is without the padding, for every module that treats rows one by one but for
+        batch norm. One that mixes rows otherwise (attention over the examples, say) is not helped by this.
+
+        Args:
+            rows: bool `[example]`; None takes all rows for real.
+        """
+        return self if rows is self.rows else replace(self, rows=rows)
 
     def to(self, target: torch.device | str | torch.dtype) -> "FunctionalModel":
         """This model with its state on another device, or its floating-point state in another dtype."""

@@ -5,10 +5,12 @@ A `TorchFunctionMode` around the call sees each torch function before it runs.
 - Functions that draw are replaced with keyed ones (`metalearn.random`); those without a replacement yet are refused,
   because their numbers would come from hidden state: another value in a recomputation, none under vmap.
 - Functions whose second derivative is wrong or missing in torch are replaced with exact ones.
+- Batch norm of padded inputs takes its statistics over the real rows.
 - A use of the module's own tensor instead of the state passed in (a closure, say) is refused: it would silently get no
   gradient.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,12 +27,14 @@ from metalearn.errors import UsageError
 class Interception(TorchFunctionMode):
     """Within it, torch's random functions draw from `key`; `next_key` is the key after the draws made so far.
 
-    `foreign` are tensors that must not be used, the name of each by its id.
+    `foreign` are tensors that must not be used, the name of each by its id. `rows` says which rows of the model's
+    inputs are real, bool `[example]`; None for all.
     """
 
-    def __init__(self, key: Tensor | None, *, foreign: Mapping[int, str]) -> None:
+    def __init__(self, key: Tensor | None, *, foreign: Mapping[int, str], rows: Tensor | None = None) -> None:
         super().__init__()
         self._key = key
+        self.rows = rows
         self._foreign = foreign
         self._num_draws = 0
 
@@ -157,6 +161,40 @@ def _weight_norm(draws: Interception, v: Tensor, g: Tensor, dim: int = 0) -> Ten
     return normed
 
 
+def _batch_norm(
+    call: Interception,
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Batch norm with the statistics of the real rows; of all rows, torch's own."""
+    if call.rows is None or not training:
+        return F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    if len(x) != len(call.rows):
+        raise UsageError(
+            f"a batch norm sees {len(x)} rows of a padded set of {len(call.rows)} examples, so that real and padded "
+            "rows can not be told apart in it. Keep examples as rows, or give all episodes one size."
+        )
+    axes, shape = [0, *range(2, x.dim())], [1, -1, *[1] * (x.dim() - 2)]
+    real = call.rows.reshape(-1, *[1] * (x.dim() - 1))
+    count = call.rows.sum() * math.prod(x.shape[2:])
+    mean = torch.where(real, x, 0.0).sum(axes) / count
+    centred = x - mean.reshape(shape)
+    variance = torch.where(real, centred, 0.0).square().sum(axes) / count
+    if running_mean is not None and running_var is not None:
+        unbiased = variance.detach() * count / (count - 1).clamp_min(1)
+        running_mean.mul_(1 - momentum).add_(momentum * mean.detach())
+        running_var.mul_(1 - momentum).add_(momentum * unbiased)
+    normed = centred * (variance + eps).rsqrt().reshape(shape)
+    normed = normed if weight is None else normed * weight.reshape(shape)
+    return normed if bias is None else normed + bias.reshape(shape)
+
+
 def _attention(draws: Interception, *args: Any, **kwargs: Any) -> Tensor:
     if kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0):
         raise _no_keyed_form(F.scaled_dot_product_attention)
@@ -194,6 +232,7 @@ _REPLACEMENTS: dict[Any, Callable[..., Any]] = {
     torch.bernoulli: _bernoulli,
     Tensor.bernoulli: _bernoulli,
     torch._weight_norm: _weight_norm,
+    F.batch_norm: _batch_norm,
     F.scaled_dot_product_attention: _attention,
     F.multi_head_attention_forward: _multi_head_attention,
 }

@@ -72,14 +72,48 @@ def integers(key: Tensor, high: int, shape: Sequence[int]) -> Tensor:
     return (uniform(key, shape, dtype=torch.float64) * high).to(torch.int64)
 
 
-def choose(key: Tensor, population: int, count: int) -> Tensor:
-    """`count` different numbers of 0 … population - 1 in random order, `[..., count]` for keys of shape `[...]`."""
-    if count > population:
-        raise ValueError(f"can not choose {count} different numbers out of {population}")
+_DENSE = 5000
+"""Up to so many numbers to choose from, each gets a random rank; above, that would cost more than it gives."""
+
+
+def choose(key: Tensor, population: int | Tensor, count: int, *, largest: int | None = None) -> Tensor:
+    """`count` different numbers of 0 … population - 1 in random order, `[..., count]` for keys of shape `[...]`.
+
+    Args:
+        key: int64 keys `[...]`.
+        population: how many numbers there are to choose from: one for all, or int64 of the shape of `key`.
+        count: how many are chosen, at most the population.
+        largest: with a tensor of populations, the largest there can be, so that none has to be read.
+    """
+    if isinstance(population, int):
+        largest = population
+        if count > population:
+            raise ValueError(f"can not choose {count} different numbers out of {population}")
+    if largest is None:
+        raise ValueError("populations in a tensor need `largest`, a bound of them all")
+    sizes = torch.as_tensor(population, device=key.device)[..., None]
+    return (_choose_ranked if largest <= _DENSE else _choose_floyd)(key, sizes, count, largest)
+
+
+def _choose_ranked(key: Tensor, sizes: Tensor, count: int, largest: int) -> Tensor:
     # The smallest of distinct values: position breaks ties, so every device chooses the same, and no sort is needed.
-    position = torch.arange(population, device=key.device)
-    ranked = bits(key, (population,)).to(torch.int64) * population + position
-    return ranked.topk(count, dim=-1, largest=False).values % population
+    position = torch.arange(largest, device=key.device)
+    ranked = bits(key, (largest,)).to(torch.int64) * largest + position
+    ranked = torch.where(position < sizes, ranked, torch.iinfo(torch.int64).max)
+    return ranked.topk(count, dim=-1, largest=False).values % largest
+
+
+def _choose_floyd(key: Tensor, sizes: Tensor, count: int, largest: int) -> Tensor:
+    # Floyd's algorithm (Bentley and Floyd 1987): work by the count and not by the population. The bias of a scaled
+    # 32-bit draw is below population / 2**32. Its order favours large numbers at the end, so it is shuffled.
+    draws = bits(fold_in(key, 0), (count,)).to(torch.int64) & 0xFFFFFFFF
+    chosen = torch.full((*key.shape, count), -1, dtype=torch.int64, device=key.device)
+    for step in range(count):
+        last = sizes - count + step
+        drawn = (draws[..., step : step + 1] * (last + 1)) >> 32
+        taken = (chosen[..., :step] == drawn).any(-1, keepdim=True)
+        chosen[..., step : step + 1] = torch.where(taken, last, drawn)
+    return chosen.gather(-1, _choose_ranked(fold_in(key, 1), torch.full_like(sizes, count), count, count))
 
 
 def _splitmix64(state: Tensor) -> Tensor:

@@ -18,18 +18,39 @@ Hyper: TypeAlias = float | Tensor | Mapping[str, Tensor | float] | Schedule
 """A hyper-parameter: one value, a value by parameter name, or a schedule of either."""
 
 
+class Present(NamedTuple):
+    """What is real in a set that was padded, so that episodes of several sizes fit into one batch.
+
+    Attributes:
+        examples: which rows are real, bool `[task, example]`. Real rows come first; the others repeat the first one's
+            inputs (so that a model meets nothing that it could not meet anyway), with the target -100 (labels, torch's
+            own mark of what a loss ignores) or 0 (values).
+        outputs: which of the model's outputs are classes of the episode, bool `[task, output]`; all in a regression.
+    """
+
+    examples: Tensor
+    outputs: Tensor
+
+
+Examples: TypeAlias = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Present]
+"""A support or query set: `(inputs, targets)`, and what of them is real where they were padded."""
+
+
 class Episodes(NamedTuple):
     """A few-shot problem, or a batch of them with a leading task axis on every tensor.
 
+    A set is `(inputs, targets)`, or `(inputs, targets, Present)` where the episodes of a batch differ in size. To
+    unpack two of three is an error, on purpose: code that knows no padding must not take padded rows for real ones.
+
     Attributes:
-        support: `(inputs, targets)` to adapt on, `[task, example, ...]`.
-        query: `(inputs, targets)` to judge the adapted model on, `[task, example, ...]`.
+        support: the set to adapt on, tensors `[task, example, ...]`.
+        query: the set to judge the adapted model on, tensors `[task, example, ...]`.
         key: an int64 random key a task (`metalearn.random`), so that a model's own randomness is a function of the
             episode too. `None` for models that draw nothing.
     """
 
-    support: tuple[Tensor, Tensor]
-    query: tuple[Tensor, Tensor]
+    support: Examples
+    query: Examples
     key: Tensor | None = None
 
 

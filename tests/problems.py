@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from metalearn import Aux, Episodes, Problem, algorithms, functionalize, losses, optim, random, tree
+from metalearn.tasks import padding
 
 D = torch.float64
 
@@ -113,3 +114,42 @@ def ridge_problem(num_inner_steps: int) -> tuple[Problem, dict[str, Tensor]]:
     )  # fmt: skip
     meta = {"init": torch.ones(3, 1, dtype=D), "penalty": torch.tensor(2.0, dtype=D), "lr": torch.tensor(0.05, dtype=D)}
     return problem, meta
+
+
+SIZES = ((3, 6, 6), (2, 2, 4), (3, 5, 3), (2, 3, 2))  # ways, support and query rows of each task
+
+
+def of_several_sizes(kind: str = "classification") -> list[Episodes]:
+    """Episodes of their own sizes, without a task axis."""
+    parts = []
+    for index, (ways, *rows) in enumerate(SIZES):
+        if kind == "classification":
+            sets = [one(images(index + 1, examples=number, classes=ways), index) for number in rows]
+        else:
+            sets = [one(values(index + 1, examples=number), index) for number in rows]
+        parts.append(Episodes(sets[0].support, sets[1].query, sets[0].key))
+    return parts
+
+
+def padded(parts: list[Episodes], *, num_outputs: int = 3) -> Episodes:
+    """The same as one batch. The padded rows are noise: nothing may depend on them."""
+    batch = padding.merge(
+        [tree.map_tensors(lambda leaf: leaf[None], part) for part in parts],
+        [torch.tensor([index]) for index in range(len(parts))],
+        own_outputs=[num_ways(part, num_outputs) for part in parts],
+        num_outputs=num_outputs,
+    )
+    generator = torch.Generator().manual_seed(7)
+
+    def noisy(examples):
+        inputs, targets, present = examples
+        noise = 50 * torch.randn(inputs.shape, generator=generator, dtype=D)
+        real = present.examples.reshape(*present.examples.shape, *[1] * (inputs.dim() - 2))
+        return torch.where(real, inputs, noise), targets, present
+
+    return Episodes(noisy(batch.support), noisy(batch.query), batch.key)
+
+
+def num_ways(episode: Episodes, num_outputs: int) -> int:
+    labels = episode.support[1]
+    return num_outputs if labels.is_floating_point() else int(labels.max()) + 1

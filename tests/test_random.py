@@ -98,3 +98,32 @@ def test_integers_cover_their_range_evenly() -> None:
 def test_different_folds_and_seeds_differ() -> None:
     keys = torch.cat([random.key(torch.arange(1000)), random.fold_in(random.key(0), torch.arange(1000))])
     assert keys.unique().numel() == 2000
+
+
+@pytest.mark.parametrize("population", [7, 6000])  # ranked, and by Floyd's algorithm
+def test_choices_are_different_and_uniform_in_every_place(population: int) -> None:
+    keys = random.key(torch.arange(20_000))
+    chosen = random.choose(keys, population, 5)
+    assert int(chosen.min()) >= 0
+    assert int(chosen.max()) < population
+    assert bool((chosen.sort(-1).values.diff(dim=-1) > 0).all())
+    for place in chosen.unbind(-1):
+        # The mean of a uniform draw, within five of its standard deviations.
+        assert abs(place.double().mean() - (population - 1) / 2) < 5 * population / 12**0.5 / 20_000**0.5
+
+
+@pytest.mark.parametrize("largest", [50, 6000])
+def test_populations_of_several_sizes(largest: int) -> None:
+    populations = torch.tensor([3, 10, 50])
+    chosen = random.choose(random.key(torch.arange(3)), populations, 3, largest=largest)
+    assert bool((chosen < populations[:, None]).all())
+    many = random.choose(random.key(torch.arange(2000)), torch.full((2000,), 4), 3, largest=largest)
+    assert set(many.flatten().tolist()) == {0, 1, 2, 3}
+    assert sorted(chosen[0].tolist()) == [0, 1, 2]
+
+
+def test_one_size_in_a_tensor_is_one_size() -> None:
+    keys = random.key(torch.arange(40))
+    assert torch.equal(random.choose(keys, torch.full((40,), 30), 4, largest=64), random.choose(keys, 30, 4))
+    with pytest.raises(ValueError, match="need `largest`"):
+        random.choose(keys, torch.full((40,), 30), 4)

@@ -6,8 +6,9 @@ from typing import Any
 from torch import Tensor
 
 from metalearn.functional import FunctionalModel
+from metalearn.losses import Loss
 from metalearn.problem import Problem
-from metalearn.types import Batch, Tensors
+from metalearn.types import Aux, Batch, Tensors
 
 
 class Algorithm(ABC):
@@ -28,3 +29,13 @@ class Algorithm(ABC):
     @abstractmethod
     def predict(self, model: FunctionalModel, meta: Tensors, adapted: Any, x: Tensor) -> Tensor:
         """The adapted model's outputs on `x`: logits or values, `[example, output]`."""
+
+
+def loss_of(loss: Loss, model: FunctionalModel, params: Tensors, buffers: Tensors, batch: Batch) -> tuple[Tensor, Aux]:
+    """The loss of a model on a set `(inputs, targets)`, or `(inputs, targets, Present)`: then on its real rows."""
+    inputs, *rest = batch
+    if len(rest) == 2:
+        model = model.seeing(rest[1].examples)
+    outputs, buffers = model(params, buffers, inputs)
+    value, metrics = loss(outputs, *rest)
+    return value, Aux(buffers, metrics)

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from metalearn import random, tree
-from metalearn.algorithms.base import Algorithm
+from metalearn.algorithms.base import Algorithm, loss_of
 from metalearn.functional import RNG, FunctionalModel
 from metalearn.inner import Adapted, adapt
 from metalearn.losses import Loss
@@ -25,7 +25,7 @@ class MAML(Algorithm):
     first-order (FOMAML).
 
     Attributes:
-        loss: `(outputs, targets) -> (loss, metrics)`, for support and query alike.
+        loss: `(outputs, targets) -> (loss, metrics)`, for support and query alike (`metalearn.losses`).
         inner_lr: the inner rate $\alpha$.
         num_inner_steps: inner steps in training.
         inner_optimizer: from a rate to a `GradientTransformation`.
@@ -49,12 +49,12 @@ class MAML(Algorithm):
             return tree.select(meta, "init."), _keyed(model.buffers, episode.key)
 
         def inner_loss(meta: Tensors, params: Tensors, buffers: Tensors, batch: Batch, step: int) -> tuple[Tensor, Aux]:
-            return self._loss(model, params, buffers, batch)
+            return loss_of(self.loss, model, params, buffers, batch)
 
         def outer_loss(
             meta: Tensors, params: Tensors, buffers: Tensors, episode: Episode, step: int
         ) -> tuple[Tensor, Aux]:
-            return self._loss(model, params, buffers, episode.query)
+            return loss_of(self.loss, model, params, buffers, episode.query)
 
         return Problem(
             init=init,
@@ -65,10 +65,10 @@ class MAML(Algorithm):
         )
 
     def adapt(self, model: FunctionalModel, meta: Tensors, buffers: Tensors, support: Batch) -> Adapted:
-        """The parameters after the inner steps on a support set `(inputs, targets)`."""
+        """The parameters after the inner steps on a support set `(inputs, targets)`, padded or not."""
 
         def loss_fn(params: Tensors, buffers: Tensors, batch: Batch) -> tuple[Tensor, Aux]:
-            return self._loss(model, params, buffers, batch)
+            return loss_of(self.loss, model, params, buffers, batch)
 
         return adapt(
             loss_fn,
@@ -83,12 +83,6 @@ class MAML(Algorithm):
         """The adapted model's outputs on `x`, `[example, output]`."""
         outputs: Tensor = model(adapted.params, adapted.buffers, x)[0]
         return outputs
-
-    def _loss(self, model: FunctionalModel, params: Tensors, buffers: Tensors, batch: Batch) -> tuple[Tensor, Aux]:
-        inputs, targets = batch
-        outputs, buffers = model(params, buffers, inputs)
-        loss, metrics = self.loss(outputs, targets)
-        return loss, Aux(buffers, metrics)
 
 
 def _keyed(buffers: Tensors, key: Tensor | None) -> Tensors:

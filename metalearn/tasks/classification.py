@@ -1,8 +1,9 @@
-"""N-way K-shot episodes out of images held in memory, sampled and rotated with tensor operations alone."""
+"""N-way K-shot episodes out of labelled examples held in memory, sampled with tensor operations alone."""
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -10,27 +11,40 @@ from torch import Tensor
 from metalearn import random
 from metalearn.errors import UsageError
 from metalearn.tasks.base import TaskSource, check_count, episode_keys
-from metalearn.types import Episodes
+from metalearn.tasks.classes import Classes
+from metalearn.tasks.padding import NO_LABEL
+from metalearn.types import Episodes, Examples, Present
+
+if TYPE_CHECKING:
+    from metalearn.tasks.image_format import ImageFormat
+
+Count: TypeAlias = int | Sequence[int]
+"""How many: one number for all episodes, or the lowest and the highest of a range that each episode draws from."""
 
 
 class ClassificationSource(TaskSource):
-    """Few-shot classification over classes of images: `ways` classes an episode, disjoint support and query drawings.
+    """Few-shot classification: `ways` classes an episode, disjoint support and query examples.
 
-    Classes are drawn without replacement within an episode, and drawings without replacement within a class. Labels are
+    Classes are drawn without replacement within an episode, and examples without replacement within a class. Labels are
     dealt out anew in every episode. Examples lie class by class: labels are `0, 0, …, 1, 1, …`.
 
-    A data set of one's own is this class with one's own images; the sources of this package add an `__init__` alone.
+    With a range of ways or shots every episode draws its own (uniformly), with `imbalanced` every class of it its own
+    shots. The batch is then padded to the largest, and its sets have a third entry, `metalearn.types.Present`.
+
+    A data set of one's own is this class with one's own examples; the sources of this package add an `__init__` alone.
 
     Attributes:
-        images: the uint8 images by split, `[class, drawing, channel, height, width]`.
-        ways: classes in an episode.
-        shots: support examples a class.
+        classes: what the episodes are drawn from, by split.
+        ways: classes in an episode, the most there can be.
+        shots: support examples a class, the most there can be.
         query_shots: query examples a class.
         rotations: whether every class turned by 90, 180 and 270 degrees is a class of its own.
+        class_names: the names of the classes by split, for sources that have them.
+        image_format: how a picture's file becomes an input, for sources of pictures.
 
     Example:
         >>> images = torch.randint(0, 256, (6, 4, 1, 8, 8), dtype=torch.uint8)
-        >>> source = ClassificationSource(name="mine", images={"train": images}, ways=3, shots=1, query_shots=2)
+        >>> source = ClassificationSource(name="mine", classes={"train": images}, ways=3, shots=1, query_shots=2)
         >>> source.episodes("train", [0, 1]).query[0].shape
         torch.Size([2, 6, 1, 8, 8])
     """
@@ -41,67 +55,81 @@ class ClassificationSource(TaskSource):
         self,
         *,
         name: str,
-        images: Mapping[str, Tensor],
-        ways: int = 5,
-        shots: int = 1,
+        classes: Mapping[str, Tensor | Classes],
+        ways: Count = 5,
+        shots: Count = 1,
         query_shots: int = 15,
+        imbalanced: bool = False,
         rotations: bool = False,
+        augment: Any = None,
+        image_format: "ImageFormat | None" = None,
         details: Mapping[str, Any] | None = None,
     ) -> None:
-        """A source over `images`, which are kept without copying.
+        """A source over `classes`, which are kept without copying.
 
         Args:
             name: the data set's name, for the protocol card.
-            images: uint8 tensors `[class, drawing, channel, height, width]` by split; 255 becomes 1.0.
-            ways: classes in an episode.
-            shots: support examples a class.
+            classes: by split: `Classes`, or a tensor `[class, example, *shape]` of classes of equal size; uint8 images
+                `[channel, height, width]`, of which 255 becomes 1.0, or float32 of any shape.
+            ways: classes in an episode, or the lowest and highest number.
+            shots: support examples a class, or the lowest and highest number.
             query_shots: query examples a class.
+            imbalanced: whether each class of an episode draws its own shots from the range.
             rotations: whether every class turned by 90, 180 and 270 degrees is a class of its own.
+            augment: transforms of torchvision v2 for the training images (`metalearn.tasks.augmentation`).
+            image_format: how a picture's file becomes an input.
             details: what else the protocol card should say (split scheme, seeds, …), as plain data.
 
         Raises:
-            UsageError: for images of another kind, and for episodes that are larger than the data.
+            UsageError: for examples of another kind, and for episodes that are larger than the data.
         """
-        self.images = {split: _checked(split, tensor, rotations) for split, tensor in images.items()}
-        shapes = {tuple(tensor.shape[2:]) for tensor in self.images.values()}
-        if len(shapes) != 1:
-            raise UsageError(f"`images` must hold splits of one image shape, got {sorted(shapes)}.")
-        self.name = name
-        self.splits = tuple(self.images)
-        self.input_shape = shapes.pop()
-        self.ways = self.num_outputs = check_count("ways", ways, minimum=2)
-        self.shots = check_count("shots", shots)
+        self.classes = {
+            split: each if isinstance(each, Classes) else Classes.of(each) for split, each in classes.items()
+        }
+        self.name, self.splits = name, tuple(self.classes)
+        self.input_shape = _common_shape(self.classes, rotations)
+        self._ways, self._shots = _span("ways", ways, minimum=2), _span("shots", shots, minimum=1)
+        self.ways = self.num_outputs = self._ways.high
+        self.shots = self._shots.high
         self.query_shots = check_count("query_shots", query_shots)
-        self.rotations = rotations
+        self.imbalanced, self.rotations = imbalanced, rotations
+        if imbalanced and self._shots.is_fixed:
+            raise UsageError(f"imbalanced=true needs a range of shots, such as [1, 5], got shots={shots}.")
+        self.augment = None if augment is None else _augmentation(augment, self.input_shape)
+        self.image_format = image_format
+        self.class_names = {split: each.names for split, each in self.classes.items() if each.names}
         self._details = dict(details or {})
+        self._starts = {split: each.starts for split, each in self.classes.items()}
+        self._largest = {split: int(each.counts.max()) for split, each in self.classes.items() if len(each.counts)}
         for split in self.splits:
             self._check_room(split)
 
+    @property
+    def images(self) -> dict[str, Tensor]:
+        """The examples by split as `[class, example, *shape]`, where all classes of a split have one size."""
+        return {split: each.grid() for split, each in self.classes.items()}
+
     def num_classes(self, split: str) -> int:
         """How many classes the episodes of `split` draw from, rotations included."""
-        return len(self.images[split]) * (4 if self.rotations else 1)
+        return len(self.classes[split].counts) * (4 if self.rotations else 1)
 
     def episodes(self, split: str, indices: Sequence[int] | Tensor, *, seed: int = 0) -> Episodes:
-        """See `TaskSource.episodes`: inputs float32 in [0, 1], `[task, ways * shots, channel, height, width]`."""
-        device = self.images[self.splits[0]].device
+        """See `TaskSource.episodes`: inputs float32, images in [0, 1], `[task, ways * shots, *input_shape]`."""
+        device = self.classes[self.splits[0]].examples.device
         keys = episode_keys(split, indices, seed=seed, splits=self.splits, device=device)
-        characters, turns, drawings = self._choose(split, keys)
-        labels = torch.arange(self.ways, device=device)
-
-        def examples(start: int, stop: int) -> tuple[Tensor, Tensor]:
-            inputs = self._gather(split, characters, turns, drawings[..., start:stop])
-            return inputs, labels.repeat_interleave(stop - start).repeat(len(keys), 1)
-
+        drawn = self._draw(split, keys)
+        shots = self.shots
         return Episodes(
-            support=examples(0, self.shots),
-            query=examples(self.shots, self.shots + self.query_shots),
+            support=self._set(split, keys, drawn, slice(0, shots), drawn.shots, stream=5),
+            query=self._set(split, keys, drawn, slice(shots, None), None, stream=6),
             key=random.fold_in(keys, 2),
         )
 
     def to(self, device: torch.device | str) -> "ClassificationSource":
-        """The same source with its images on `device`."""
+        """The same source with its examples on `device`."""
         moved = copy.copy(self)
-        moved.images = {split: tensor.to(device) for split, tensor in self.images.items()}
+        moved.classes = {split: each.to(device) for split, each in self.classes.items()}
+        moved._starts = {split: each.to(device) for split, each in self._starts.items()}
         return moved
 
     def protocol(self) -> dict[str, Any]:
@@ -110,45 +138,125 @@ class ClassificationSource(TaskSource):
             "dataset": self.name,
             "classes": {split: self.num_classes(split) for split in self.splits},
             "rotations_as_classes": self.rotations,
-            "ways": self.ways,
-            "shots": self.shots,
+            "ways": self._ways.plain(),
+            "shots": self._shots.plain(),
+            **({"imbalanced_shots": True} if self.imbalanced else {}),
             "query_shots": self.query_shots,
             "input_shape": list(self.input_shape),
+            **({} if self.augment is None else {"augmentation": self.augment.protocol()}),
             **copy.deepcopy(self._details),
         }
 
-    def _choose(self, split: str, keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Stored classes and quarter turns `[task, way]`, and drawings `[task, way, shots + query_shots]`."""
-        num_stored, num_drawings = self.images[split].shape[:2]
-        classes = random.choose(random.fold_in(keys, 0), self.num_classes(split), self.ways)
-        way_keys = random.fold_in(random.fold_in(keys, 1)[:, None], torch.arange(self.ways, device=keys.device))
-        drawings = random.choose(way_keys, num_drawings, self.shots + self.query_shots)
-        return classes % num_stored, classes // num_stored, drawings
+    @property
+    def _pads(self) -> bool:
+        return not (self._ways.is_fixed and self._shots.is_fixed)
 
-    def _gather(self, split: str, characters: Tensor, turns: Tensor, drawings: Tensor) -> Tensor:
-        """The chosen drawings as float32 in [0, 1], `[task, ways * drawings, channel, height, width]`."""
-        images = self.images[split]
-        rows = characters[..., None] * images.shape[1] + drawings
+    def _draw(self, split: str, keys: Tensor) -> "_Drawn":
+        stored = self.classes[split]
+        classes = random.choose(random.fold_in(keys, 0), self.num_classes(split), self.ways)
+        number, turns = classes % len(stored.counts), classes // len(stored.counts)
+        way_keys = random.fold_in(random.fold_in(keys, 1)[:, None], torch.arange(self.ways, device=keys.device))
+        largest = self._largest[split]
+        examples = random.choose(way_keys, stored.counts[number], self.shots + self.query_shots, largest=largest)
+        return _Drawn(
+            rows=self._starts[split][number][..., None] + examples,
+            turns=turns if self.rotations else None,
+            ways=self._ways.draw(random.fold_in(keys, 3)),
+            shots=self._shots.draw(random.fold_in(way_keys if self.imbalanced else keys[:, None], 4)),
+        )
+
+    def _set(
+        self, split: str, keys: Tensor, drawn: "_Drawn", part: slice, shots: Tensor | None, *, stream: int
+    ) -> Examples:
+        """The support or the query set out of the drawn rows `[task, way, example]`."""
+        rows = drawn.rows[..., part]
+        num_tasks, _, num_examples = rows.shape
+        labels = torch.arange(self.ways, device=rows.device).repeat_interleave(num_examples).repeat(num_tasks, 1)
+        turns = None if drawn.turns is None else drawn.turns.repeat_interleave(num_examples, dim=-1)
+        rows = rows.flatten(1)
+        if not self._pads:
+            return self._gather(split, rows, turns, random.fold_in(keys, stream)), labels
+        slot = torch.arange(num_examples, device=rows.device).repeat(self.ways)
+        used = labels < drawn.ways[:, None]
+        if shots is not None:
+            used = used & (slot < shots.expand(-1, self.ways).repeat_interleave(num_examples, dim=-1))
+        order = torch.argsort(~used, dim=-1, stable=True)  # real rows first
+        used, labels, rows = (each.gather(-1, order) for each in (used, labels, rows))
+        turns = None if turns is None else turns.gather(-1, order)
+        inputs = self._gather(split, rows, turns, random.fold_in(keys, stream))
+        shape = (*used.shape, *[1] * len(self.input_shape))
+        inputs = torch.where(used.reshape(shape), inputs, inputs[:, :1])
+        outputs = torch.arange(self.ways, device=rows.device) < drawn.ways[:, None]
+        return inputs, torch.where(used, labels, NO_LABEL), Present(used, outputs)
+
+    def _gather(self, split: str, rows: Tensor, turns: Tensor | None, keys: Tensor) -> Tensor:
+        """The examples in these rows as float32, `[task, example, *input_shape]`."""
+        examples = self.classes[split].examples
         # index_select copies whole images: twenty times faster than indexing with two tensors.
-        chosen = images.flatten(0, 1).index_select(0, rows.flatten())
-        chosen = chosen.reshape(len(rows), self.ways * drawings.shape[-1], *self.input_shape)
-        if self.rotations:
-            chosen = rotate(chosen, turns.repeat_interleave(drawings.shape[-1], dim=-1))
+        chosen = examples.index_select(0, rows.flatten()).reshape(*rows.shape, *self.input_shape)
+        if turns is not None:
+            chosen = rotate(chosen, turns)
         # A product, because a division by a number is not rounded alike on every device.
-        return chosen.to(torch.float32).mul_(1 / 255)
+        inputs = chosen if chosen.is_floating_point() else chosen.to(torch.float32).mul_(1 / 255)
+        return inputs if self.augment is None or split != "train" else self.augment(inputs, keys)
 
     def _check_room(self, split: str) -> None:
-        num_classes, num_drawings = self.num_classes(split), self.images[split].shape[1]
+        num_classes, counts = self.num_classes(split), self.classes[split].counts
         if self.ways > num_classes:
             raise UsageError(
                 f"ways={self.ways} is more than the {num_classes} classes of split {split!r} of {self.name}."
                 f" Choose ways <= {num_classes}."
             )
-        if self.shots + self.query_shots > num_drawings:
+        smallest = int(counts.argmin())
+        if self.shots + self.query_shots > counts[smallest]:
             raise UsageError(
-                f"shots={self.shots} and query_shots={self.query_shots} need {self.shots + self.query_shots} drawings a"
-                f" class, and {self.name} has {num_drawings} in split {split!r}. Lower one of them."
+                f"shots={self.shots} and query_shots={self.query_shots} need {self.shots + self.query_shots} examples a"
+                f" class, and class {self.classes[split].name(smallest)} of {self.name} has {int(counts[smallest])} in"
+                f" split {split!r}. Lower one of them."
             )
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """What episodes consist of: rows of examples `[task, way, example]`, quarter turns `[task, way]`, sizes.
+
+    `ways` is `[task]` and `shots` `[task, way or 1]`, how many of the largest episode's ways and shots are real.
+    """
+
+    rows: Tensor
+    turns: Tensor | None
+    ways: Tensor
+    shots: Tensor
+
+
+@dataclass(frozen=True)
+class _Span:
+    """A number, or a range of numbers of which each episode draws one."""
+
+    low: int
+    high: int
+
+    @property
+    def is_fixed(self) -> bool:
+        return self.low == self.high
+
+    def draw(self, keys: Tensor) -> Tensor:
+        """One number a key."""
+        return self.low + random.integers(keys, self.high - self.low + 1, ())
+
+    def plain(self) -> int | list[int]:
+        return self.high if self.is_fixed else [self.low, self.high]
+
+
+def _span(name: str, count: Count, *, minimum: int) -> _Span:
+    if not isinstance(count, Sequence):
+        return _Span(*[check_count(name, count, minimum=minimum)] * 2)
+    if len(count) != 2 or isinstance(count, str):
+        raise UsageError(f"`{name}` must be a number, or the lowest and the highest of a range, got {count!r}.")
+    low, high = (check_count(name, each, minimum=minimum) for each in count)
+    if low > high:
+        raise UsageError(f"`{name}`={list(count)} is a range in the wrong order. Write [{high}, {low}].")
+    return _Span(low, high)
 
 
 def rotate(images: Tensor, turns: Tensor) -> Tensor:
@@ -168,12 +276,22 @@ def rotate(images: Tensor, turns: Tensor) -> Tensor:
     return flat.gather(-1, sources[turns][..., None, :].expand(flat.shape)).reshape(images.shape)
 
 
-def _checked(split: str, images: Tensor, rotations: bool) -> Tensor:
-    if images.dtype != torch.uint8 or images.dim() != 5:
-        raise UsageError(
-            f"The images of split {split!r} must be uint8 [class, drawing, channel, height, width],"
-            f" got {images.dtype} of shape {tuple(images.shape)}."
-        )
-    if rotations and images.shape[-1] != images.shape[-2]:
-        raise UsageError(f"rotations=true needs square images, got {tuple(images.shape[-2:])} in split {split!r}.")
-    return images
+def _augmentation(augment: Any, image_shape: tuple[int, ...]) -> Any:
+    from metalearn.tasks.augmentation import Augmentation  # torchvision takes a second to import
+
+    return Augmentation.of(augment, image_shape=image_shape)
+
+
+def _common_shape(classes: Mapping[str, Classes], rotations: bool) -> tuple[int, ...]:
+    for split, each in classes.items():
+        if each.examples.dtype == torch.uint8 and len(each.shape) != 3:
+            raise UsageError(
+                f"The images of split {split!r} must be uint8 [class, drawing, channel, height, width], got examples of"
+                f" shape {list(each.shape)}."
+            )
+        if rotations and (len(each.shape) != 3 or each.shape[-1] != each.shape[-2]):
+            raise UsageError(f"rotations=true needs square images, got examples {list(each.shape)} in split {split!r}.")
+    shapes = {each.shape for each in classes.values()}
+    if len(shapes) != 1:
+        raise UsageError(f"All splits must have examples of one shape, got {sorted(shapes)}.")
+    return shapes.pop()

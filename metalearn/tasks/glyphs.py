@@ -9,6 +9,7 @@ from metalearn import random
 from metalearn.errors import UsageError
 from metalearn.tasks.base import check_count
 from metalearn.tasks.classification import ClassificationSource
+from metalearn.tasks.image_format import ImageFormat
 from metalearn.tasks.glyph_alphabets import draw_alphabets
 from metalearn.tasks.glyph_drawing import draw
 
@@ -67,11 +68,13 @@ class Glyphs(ClassificationSource):
         self.alphabets = {split: part.repeat_interleave(characters) for split, part in members.items()}
         super().__init__(
             name="glyphs",
-            images={split: images[part].flatten(0, 1)[:, :, None] for split, part in members.items()},
+            classes={split: images[part].flatten(0, 1)[:, :, None] for split, part in members.items()},
             ways=ways,
             shots=shots,
             query_shots=query_shots,
             rotations=rotations,
+            # What makes a person's own ink on paper one of these.
+            image_format=ImageFormat((28, 28), color="grey", inverted=True),
             details=_details(members, characters, drawings, glyph_seed),
         )
 

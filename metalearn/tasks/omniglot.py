@@ -8,6 +8,7 @@ import torch
 from metalearn.errors import UsageError
 from metalearn.tasks.base import check_count
 from metalearn.tasks.classification import ClassificationSource
+from metalearn.tasks.image_format import ImageFormat
 from metalearn.tasks.omniglot_cache import load_omniglot
 from metalearn.tasks.omniglot_splits import characters_by_split
 
@@ -70,11 +71,12 @@ class Omniglot(ClassificationSource):
         ).unsqueeze(2)
         super().__init__(
             name="omniglot",
-            images={part: drawings[chosen] for part, chosen in characters.items()},
+            classes={part: drawings[chosen] for part, chosen in characters.items()},
             ways=ways,
             shots=shots,
             query_shots=query_shots,
             rotations=rotations,
+            image_format=ImageFormat((image_size, image_size), color="grey", inverted=True),
             details=_details(split, split_seed, {part: len(chosen) for part, chosen in characters.items()}),
         )
 

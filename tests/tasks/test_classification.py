@@ -5,8 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from metalearn import tree
 from metalearn.errors import UsageError
 from metalearn.tasks import ClassificationSource
+from metalearn.tasks.classes import Classes
 from metalearn.tasks.classification import rotate
 
 NUM_CLASSES, NUM_DRAWINGS = 30, 12
@@ -23,7 +25,7 @@ def labelled_images(offset: int = 0) -> torch.Tensor:
 def source(**changes: object) -> ClassificationSource:
     options: dict[str, object] = {"ways": 5, "shots": 2, "query_shots": 3, **changes}
     images = {"train": labelled_images(), "test": labelled_images(offset=100)}
-    return ClassificationSource(name="labelled", images=images, **options)  # type: ignore[arg-type]
+    return ClassificationSource(name="labelled", classes=images, **options)  # type: ignore[arg-type]
 
 
 def read_pixels(inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,7 +48,7 @@ def test_shapes_types_and_range() -> None:
 
 def test_white_is_exactly_one() -> None:
     images = torch.full((4, 4, 1, 2, 2), 255, dtype=torch.uint8)
-    drawn = ClassificationSource(name="white", images={"train": images}, ways=2, query_shots=1).episodes("train", [0])
+    drawn = ClassificationSource(name="white", classes={"train": images}, ways=2, query_shots=1).episodes("train", [0])
     assert torch.equal(drawn.support[0], torch.ones(1, 2, 1, 2, 2))
 
 
@@ -70,7 +72,7 @@ def test_index_seed_and_split_each_make_another_episode() -> None:
 
 def test_an_added_split_changes_no_episode_of_the_others() -> None:
     images = {"extra": labelled_images(50), "train": labelled_images()}
-    added = ClassificationSource(name="labelled", images=images, ways=5, shots=2, query_shots=3)
+    added = ClassificationSource(name="labelled", classes=images, ways=5, shots=2, query_shots=3)
     assert torch.equal(added.episodes("train", [5]).query[0], source().episodes("train", [5]).query[0])
 
 
@@ -143,11 +145,16 @@ def test_protocol_is_plain_data_that_nobody_can_spoil() -> None:
     [
         ({"ways": 31}, r"ways=31 is more than the 30 classes of split 'train' of labelled. Choose ways <= 30"),
         ({"ways": 121, "rotations": True}, "120 classes"),
-        ({"shots": 6, "query_shots": 7}, "need 13 drawings a class, and labelled has 12"),
+        ({"shots": 6, "query_shots": 7}, "need 13 examples a class, and class number 0 of labelled has 12 in split"),
         ({"ways": 1}, "`ways` must be a whole number of at least 2, got 1"),
         ({"shots": 0}, "`shots` must be a whole number of at least 1, got 0"),
         ({"query_shots": 1.5}, r"`query_shots` .* got 1.5"),
         ({"shots": True}, "`shots`"),
+        ({"ways": [5, 3]}, r"`ways`=\[5, 3\] is a range in the wrong order. Write \[3, 5\]"),
+        ({"shots": [1, 2, 3]}, "must be a number, or the lowest and the highest"),
+        ({"shots": "13"}, "must be a number, or the lowest and the highest"),
+        ({"shots": [1, 10]}, "shots=10 and query_shots=3 need 13 examples"),
+        ({"imbalanced": True}, r"imbalanced=true needs a range of shots, such as \[1, 5\], got shots=2"),
     ],
 )
 def test_impossible_episodes_are_refused(changes: dict[str, object], message: str) -> None:
@@ -158,15 +165,15 @@ def test_impossible_episodes_are_refused(changes: dict[str, object], message: st
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        ({}, "of one image shape"),
-        ({"train": torch.zeros(3, 3, 1, 4, 4)}, "must be uint8"),
+        ({}, "examples of one shape"),
+        ({"train": torch.zeros(3, 3, 1, 4, 4, dtype=torch.float64)}, "must be uint8 .* or float32, got torch.float64"),
         ({"train": torch.zeros(3, 3, 4, 4, dtype=torch.uint8)}, "must be uint8"),
         ({"train": torch.zeros(3, 3, 1, 4, 5, dtype=torch.uint8)}, "square"),
     ],
 )
 def test_other_images_are_refused(images: dict[str, torch.Tensor], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        ClassificationSource(name="bad", images=images, ways=2, query_shots=1, rotations=True)
+        ClassificationSource(name="bad", classes=images, ways=2, query_shots=1, rotations=True)
 
 
 def test_bad_arguments_of_episodes_are_refused() -> None:
@@ -175,3 +182,84 @@ def test_bad_arguments_of_episodes_are_refused() -> None:
     for indices in ([0.5], torch.tensor(3), [True], [[1, 2]]):
         with pytest.raises(UsageError, match="`indices` must be a list of integers"):
             source().episodes("train", indices)  # type: ignore[arg-type]
+
+
+def ragged(**changes: object) -> ClassificationSource:
+    """Eight classes with 3 … 10 examples: the first pixel is the class, the second the example."""
+    counts = torch.arange(3, 11)
+    rows = torch.cat([torch.stack([torch.full((n,), c), torch.arange(n)], 1) for c, n in enumerate(counts.tolist())])
+    classes = Classes(rows.to(torch.float32), counts, tuple("abcdefgh"))
+    options: dict[str, object] = {"ways": 4, "shots": 1, "query_shots": 2, **changes}
+    return ClassificationSource(name="ragged", classes={"train": classes}, **options)  # type: ignore[arg-type]
+
+
+def test_classes_of_several_sizes_are_drawn_from_whole_and_in_bounds() -> None:
+    episodes = ragged().episodes("train", range(2000))
+    rows = torch.cat([episodes.support[0], episodes.query[0]], 1).flatten(0, 1).to(torch.int64)
+    seen = {tuple(row) for row in rows.tolist()}
+    assert seen == {(c, e) for c in range(8) for e in range(3 + c)}
+    for task in range(50):
+        drawn = torch.cat([episodes.support[0][task], episodes.query[0][task]])
+        assert len(drawn.unique(dim=0)) == 4 * 3
+
+
+def test_a_class_that_is_too_small_is_named() -> None:
+    with pytest.raises(UsageError, match=r"need 4 examples a class, and class 'a' of ragged has 3 in split 'train'"):
+        ragged(shots=2)
+
+
+RANGES = {"ways": {"ways": [2, 5]}, "shots": {"shots": [1, 4]}, "both": {"ways": [2, 5], "shots": [1, 4]}}
+
+
+@pytest.mark.parametrize("changes", [*RANGES.values(), {"shots": [1, 4], "imbalanced": True}])
+def test_ranges_draw_episodes_of_several_sizes(changes: dict[str, object]) -> None:
+    several = source(query_shots=2, **changes)
+    episodes = several.episodes("train", range(400))
+    low_ways, high_ways = changes.get("ways", [5, 5])  # type: ignore[misc]
+    low_shots, high_shots = changes.get("shots", [2, 2])  # type: ignore[misc]
+    assert several.num_outputs == high_ways
+    counts = set()
+    for task in range(400):
+        inputs, labels, present = (episodes.support[0][task], episodes.support[1][task], episodes.support[2])  # type: ignore[misc]
+        rows, outputs = present.examples[task], present.outputs[task]
+        ways, real = int(outputs.sum()), labels[rows]
+        assert bool(outputs[:ways].all())
+        assert bool(rows[: int(rows.sum())].all()), "real rows come first"
+        assert bool((labels[~rows] == -100).all())
+        assert torch.equal(inputs[~rows], inputs[:1].expand_as(inputs[~rows]))
+        each = real.bincount(minlength=ways)
+        assert len(each) == ways
+        assert low_ways <= ways <= high_ways
+        assert low_shots <= int(each.min()) <= int(each.max()) <= high_shots
+        counts.add((ways, tuple(each.tolist()) if changes.get("imbalanced") else int(each[0])))
+        if not changes.get("imbalanced"):
+            assert len(each.unique()) == 1
+        query = episodes.query[1][task][episodes.query[2].examples[task]]  # type: ignore[misc]
+        assert query.bincount().tolist() == [2] * ways
+    expected = (high_ways - low_ways + 1) * (high_shots - low_shots + 1)
+    assert len(counts) == expected if not changes.get("imbalanced") else len(counts) > 200
+
+
+def test_an_episode_of_a_range_is_that_of_its_index_alone() -> None:
+    several = source(ways=[2, 5], shots=[1, 4], imbalanced=True, rotations=True)
+    batch, alone = several.episodes("train", [3, 11, 5], seed=2), several.episodes("train", [11], seed=2)
+    for one, other in zip(tree.tensors(alone), tree.tensors(batch), strict=True):
+        assert torch.equal(one[0], other[1])
+
+
+def test_the_card_says_the_ranges() -> None:
+    card = source(ways=[2, 5], shots=[1, 4], imbalanced=True).protocol()
+    assert (card["ways"], card["shots"], card["imbalanced_shots"]) == ([2, 5], [1, 4], True)
+
+
+def test_a_large_class_is_drawn_from_without_ranking_all_of_it() -> None:
+    # Above random's bound of populations: Floyd's algorithm.
+    rows = torch.arange(40_000, dtype=torch.float32)[:, None]
+    classes = Classes(rows, torch.tensor([30_000, 10_000]))
+    big = ClassificationSource(name="big", classes={"train": classes}, ways=2, shots=2, query_shots=3)
+    episodes = big.episodes("train", range(3000))
+    drawn = torch.cat([episodes.support[0].unflatten(1, (2, 2)), episodes.query[0].unflatten(1, (2, 3))], 2)[..., 0]
+    first = torch.where(drawn.amax(-1, keepdim=True) < 30_000, drawn, -1)
+    assert bool(((drawn < 30_000).all(-1) | (drawn >= 30_000).all(-1)).all())
+    assert first.max() > 29_900
+    assert all(len(set(row)) == 5 for row in drawn.flatten(0, 1)[:500].tolist())

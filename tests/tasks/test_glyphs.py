@@ -148,7 +148,7 @@ def test_an_episode_holds_one_character_a_label_and_no_drawing_twice(glyphs: Gly
         ({"drawings": -1}, "`drawings` must be"),
         ({"glyph_seed": "zero"}, "`glyph_seed` must be a whole number, got 'zero'"),
         ({"ways": 1000}, "ways=1000 is more than the"),
-        ({"shots": 10}, "need 25 drawings"),
+        ({"shots": 10}, "need 25 examples"),
     ],
 )
 def test_a_mistake_is_named(changed: dict[str, Any], message: str) -> None:

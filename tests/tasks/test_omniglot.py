@@ -118,7 +118,7 @@ def test_the_second_start_decodes_nothing(
     [
         ({"split": "vynials"}, r"Unknown Omniglot split 'vynials'. Did you mean 'vinyals'\?"),
         ({"ways": 700}, "ways=700 is more than the 688 classes of split 'val' of omniglot"),
-        ({"shots": 10, "query_shots": 11}, "need 21 drawings a class, and omniglot has 20"),
+        ({"shots": 10, "query_shots": 11}, "need 21 examples a class, and class number 0 of omniglot has 20"),
         ({"image_size": 106}, "at most 105"),
         ({"image_size": 0}, "`image_size` must be a whole number"),
     ],

@@ -11,6 +11,22 @@ class UsageError(ValueError):
     """
 
 
+class PluginError(UsageError):
+    """A user's own code (a task source, a model, …) raised an exception while it was called.
+
+    Attributes:
+        own_traceback: the part of the traceback that lies in that code, for a command line to show before the text.
+    """
+
+    def __init__(self, text: str, own_traceback: str = "") -> None:
+        super().__init__(text)
+        self.own_traceback = own_traceback
+
+    def followed_by(self, text: str) -> "PluginError":
+        """The same error with more text after its own."""
+        return PluginError(f"{self}{text}", self.own_traceback)
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A sentence that offers the known names closest to `name`, or all of them when none is close.
 

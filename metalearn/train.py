@@ -20,8 +20,9 @@ if __name__ == "__main__":
 from metalearn import config as configuration
 from metalearn.config import Composed, TrainConfig
 from metalearn.errors import UsageError
+from metalearn.sweeps import PointRun
 from metalearn.training import Results, train
-from metalearn.training.run_directory import claimed, run_argument
+from metalearn.training.run_directory import claimed, run_argument, run_status
 
 _MAY_CHANGE = ("meta.num_steps", "meta.log_every", "meta.checkpoint_every", "eval", "logger", "device", "task.root")
 
@@ -70,12 +71,14 @@ def _run(argv: Sequence[str]) -> int:
 
 def _start(composed: Composed) -> None:
     folder = composed.run_directory
-    config, left_out = configuration.without_foreign_defaults(composed.config, composed.changed)
-    if left_out:
-        print(f"metalearn: left out what the new class does not take: {', '.join(left_out)}", file=sys.stderr)
+    resume = composed.point is not None and composed.point.resume
     try:
-        with claimed(folder, resume=False):
-            _train(config, folder, resume=False)
+        config, left_out = configuration.without_foreign_defaults(composed.config, composed.changed)
+        if left_out:
+            print(f"metalearn: left out what the new class does not take: {', '.join(left_out)}", file=sys.stderr)
+        config = configuration.resolved(config, config_dir=composed.config_dir)
+        with claimed(folder, resume=resume):
+            _train(config, folder, resume=resume, point=composed.point)
     except UsageError:
         with suppress(OSError):  # a mistake found while building leaves no empty folder behind
             folder.rmdir()
@@ -100,17 +103,30 @@ def _resume(folder: Path, asked: Mapping[str, Any]) -> None:
         _train(config, folder.resolve(), resume=True)
 
 
-def _train(config: TrainConfig, folder: Path, *, resume: bool) -> None:
+def _train(config: TrainConfig, folder: Path, *, resume: bool, point: PointRun | None = None) -> None:
     experiment = configuration.build_experiment(config)
     logger, progress = configuration.build_logger(config)
     if not resume:
         configuration.write_config(config, folder)
-    results = train(
-        experiment, folder, resume=resume, logger=logger, progress=progress, resume_command=resume_command(folder)
-    )
+    try:
+        results = train(
+            experiment,
+            folder,
+            resume=resume,
+            logger=logger,
+            progress=progress if point is None else point.reports_to(progress),
+            resume_command=resume_command(folder),
+            on_validation=None if point is None else point.on_validation,
+            stop=None if point is None else point.stop,
+        )
+    except UsageError:
+        if not resume and run_status(folder) == "empty":  # refused before it began: what was just written goes again
+            (folder / configuration.CONFIG).unlink(missing_ok=True)
+        raise
     if resume:
         configuration.write_config(config, folder)
-    _report(results, folder)
+    if point is None:  # a sweep says it in its own way
+        _report(results, folder)
 
 
 def _report(results: Results, folder: Path) -> None:

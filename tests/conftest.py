@@ -26,3 +26,46 @@ def omniglot_root() -> Path:
             pytrace=False,
         )
     return folder
+
+
+@pytest.fixture(scope="session")
+def cifar_root() -> Path:
+    """The folder of the real CIFAR-100, a zip of PNG files; missing data is a failure."""
+    folder = Path(os.environ.get("METALEARN_DATA", "")).expanduser() / "cifar100"
+    if not (folder / "cifar100_png.zip").is_file():
+        pytest.fail(
+            f"The tests need the real CIFAR-100, and {folder} does not hold it. Set METALEARN_DATA to a folder with"
+            " cifar100/cifar100_png.zip in it.",
+            pytrace=False,
+        )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for the session, so that each of the real data sets is decoded once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def glyph_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny 5-way 2-shot run on glyphs, never to be written to: copy it first."""
+    folder = tmp_path_factory.mktemp("runs") / "glyphs"
+    task = ("task=glyphs", "task.shots=2", "+task.num_alphabets=3", "+task.characters=8", "+task.drawings=8")
+    return _trained(folder, *task, "model.filters=4", "inner.lr=0.1", "eval.num_inner_steps=3")
+
+
+@pytest.fixture(scope="session")
+def sinusoid_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny run on sine waves, never to be written to: copy it first."""
+    folder = tmp_path_factory.mktemp("runs") / "sinusoid"
+    return _trained(folder, "task=sinusoid", "model.hidden=[8]", "eval.num_inner_steps=3")
+
+
+def _trained(folder: Path, *overrides: str) -> Path:
+    from metalearn import train
+
+    sizes = ("meta.num_steps=4", "meta.batch_size=3", "eval.every=2", "eval.val_episodes=4", "eval.num_episodes=8")
+    quiet = ("eval.baseline=false", "device=cpu", "logger=none", f"hydra.run.dir={folder}")
+    assert train.main([*overrides, *sizes, *quiet]) == 0
+    return folder

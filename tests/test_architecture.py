@@ -27,10 +27,13 @@ BELOW: dict[str, set[str]] = {
     "execution": {"metagrad", "inner", "problem", "functional", "captured"},
     "algorithms": {"metagrad", "inner", "problem", "optim", "functional"},
     "training": {"execution", "algorithms", "tasks", "metagrad", "problem", "inner", "functional"},
-    "config": {"training", "execution", "algorithms", "tasks", "models", "metagrad", "optim"},
-    "train": {"config", "training"},
+    "sweeps": {"training"},
+    "config": {"sweeps", "training", "execution", "algorithms", "tasks", "models", "metagrad", "optim"},
+    "use": {"config", "training", "functional", "tasks"},
+    "adapt": {"config", "use", "inner"},
+    "train": {"config", "sweeps", "training"},
     "evaluate": {"config", "training"},
-    "testing": {"metagrad", "inner", "problem", "optim", "functional", "execution", "algorithms", "tasks"},
+    "testing": {"metagrad", "inner", "problem", "optim", "functional", "execution", "algorithms", "tasks", "models"},
 }
 # Of the leaves, these see no other one but those named.
 LEAF_BELOW = {"errors": set(), "types": set(), "random": {"types", "errors"}, "tree": {"types", "errors"}}

@@ -114,7 +114,7 @@ MISTAKES = [
     (["run=.", "logger=null"], "logger=null: a run needs one"),
     (["run=.", "logger=[none,wandb]"], "logger takes one choice"),
     (["run=.", "eval=omniglot"], "Known: 'classification'"),
-    (["-m", "inner.num_steps=1,-2", "meta.num_steps=0"], "job 1 (task=sinusoid"),
+    (["-m", "inner.num_steps=1,-2", "meta.num_steps=0"], "point 1 (inner.num_steps=-2): inner.num_steps=-2"),
     (["-m", "task=sinusoid,nope", "meta.num_steps=0"], "task=nope"),
 ]
 

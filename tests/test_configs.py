@@ -10,11 +10,12 @@ from omegaconf import OmegaConf
 
 from metalearn.config import build_experiment, config_directory, read_config, write_config
 from metalearn.config.build import build_logger, build_module, build_source, without_foreign_defaults
-from metalearn.config.hydra_app import register_schemas
+from metalearn.config.choices import register_schemas
 from metalearn.config.schema import TrainConfig, check_bounds
 from metalearn.config.stored import identity, plain
 from metalearn.errors import UsageError
 from metalearn.training import Experiment
+from tests.tasks.pictures import tree_files, write_folder
 
 CONFIGS = config_directory()
 CHOICES = sorted(
@@ -24,6 +25,12 @@ NEEDS_A_TARGET = {
     "task=custom": "task._target_=metalearn.tasks.Sinusoid",
     "model=custom": "model._target_=torch.nn.Identity",
 }
+
+# Built from data of their own below; task=learn2learn in tests/tasks/test_learn2learn.py, where the package is.
+NEEDS_DATA = (
+    *("experiment=omniglot", "task=omniglot", "experiment=cifar_fs", "task=cifar_fs"),
+    *("task=image_folder", "task=learn2learn", "task=arrays"),
+)
 
 
 def composed(*overrides: str) -> TrainConfig:
@@ -53,10 +60,7 @@ def test_evaluate_composes() -> None:
         assert compose("evaluate").split == "test"
 
 
-@pytest.mark.parametrize(
-    "choice",
-    [c for c in CHOICES if c not in NEEDS_A_TARGET and not c.startswith(("experiment=omniglot", "task=omniglot"))],
-)
+@pytest.mark.parametrize("choice", [c for c in CHOICES if c not in NEEDS_A_TARGET and not c.startswith(NEEDS_DATA)])
 def test_what_a_choice_names_is_built(choice: str) -> None:
     # The sinusoid and the small model make the other groups' choices cheap to build.
     task = [] if choice.startswith(("task=", "experiment=", "model=conv4")) else ["task=sinusoid"]
@@ -72,12 +76,76 @@ def test_what_names_omniglot_is_built(choice: str, omniglot_root: Path) -> None:
     assert built.module(episodes.support[0][0]).shape[-1] == composed(choice).task["ways"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("choice", [c for c in CHOICES if c.startswith(("experiment=cifar_fs", "task=cifar_fs"))])
+def test_what_names_cifar_fs_is_built(choice: str, cifar_root: Path, shared_cache: Path) -> None:
+    places = (f"task.root={cifar_root}", f"task.cache_dir={shared_cache}")
+    built = build_experiment(composed(choice, "device=cpu", *places))
+    episodes = built.source.episodes("train", [0], seed=0)
+    assert built.module(episodes.support[0][0]).shape[-1] == composed(choice).task["ways"]
+
+
+def test_image_folder_is_built_from_its_root(tmp_path: Path) -> None:
+    counts = {f"{split}/{split}{number}": 6 for split in ("train", "val", "test") for number in range(5)}
+    write_folder(tmp_path / "mine", tree_files(counts, width=40, height=30))
+    overrides = (f"task.root={tmp_path / 'mine'}", f"task.cache_dir={tmp_path / 'cache'}", "task.image_size=16")
+    built = build_experiment(composed("task=image_folder", "device=cpu", *overrides))
+    episodes = built.source.episodes("train", [0], seed=0)
+    assert built.module(episodes.support[0][0]).shape == (5, 5)
+    lists = "task.splits={train: [train/train0, val/val0], test: [train/train1, val/val1]}"
+    built = build_experiment(composed("task=image_folder", "device=cpu", "task.ways=2", *overrides, lists))
+    assert built.source.class_names["test"] == ("train/train1", "val/val1")
+    with pytest.raises(UsageError, match=r"`root` is missing: set task\.root"):
+        build_experiment(composed("task=image_folder", "device=cpu"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kind", "num_outputs"),
+    [
+        (["task.label=kind"], "classification", 5),
+        (["task.label=kind", "task.features=[u]", "task.ways=[2,4]", "task.shots=[1,3]"], "classification", 4),
+        (["task.label=mark", "task.group=shop"], "classification", 2),
+        (["task.label=u", "task.group=shop", "task.kind=regression", "inner=regression"], "regression", 1),
+        (["task.label=kind", "task.splits={train: [0, 1], test: [2, 3]}", "task.ways=2"], "classification", 2),
+    ],
+)
+def test_arrays_are_built_from_their_root(tmp_path: Path, overrides: list[str], kind: str, num_outputs: int) -> None:
+    rows = [f"{row},{row % 7},{row % 30},{row % 2},{row // 60}" for row in range(900)]
+    (tmp_path / "table.csv").write_text("\n".join(["u,v,kind,mark,shop", *rows]) + "\n")
+    built = build_experiment(composed("task=arrays", f"task.root={tmp_path / 'table.csv'}", "device=cpu", *overrides))
+    assert (built.source.kind, built.source.num_outputs) == (kind, num_outputs)
+    episodes = built.source.episodes("train", [0], seed=0)
+    assert built.module(episodes.support[0][0]).shape[-1] == num_outputs
+
+
+def test_arrays_need_a_root() -> None:
+    with pytest.raises(UsageError, match=r"`root` is missing: set task\.root"):
+        build_experiment(composed("task=arrays", "device=cpu"))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["task.family=gaussian_process", "task.kernel=matern52", "task.length_scale=[0.5,2]", "task.shots=[3,8]"],
+        ["task.family=mixture", "task.families=[sinusoid, {family: gaussian_process, weight: 2, scale: 2.0}]"],
+        ["task.family=sinusoid", "task.amplitude=2", "task.phase=[0,1]", "task.noise=0.1"],
+    ],
+)
+def test_families_of_functions_are_built(overrides: list[str]) -> None:
+    built = build_experiment(composed("task=regression", "device=cpu", *overrides))
+    assert built.module(built.source.episodes("train", [0]).query[0][0]).shape == (10, 1)
+
+
 @pytest.mark.parametrize(
     ("overrides", "model", "inner_lr", "batch_size"),
     [
         ([], "Conv4", 0.4, 16),
         (["task=omniglot"], "Conv4", 0.4, 16),
+        (["task=cifar_fs"], "Conv4", 0.01, 16),
+        (["task=image_folder"], "Conv4", 0.01, 16),
         (["task=sinusoid"], "MLP", 0.01, 25),
+        (["task=regression"], "MLP", 0.01, 25),
+        (["task=arrays"], "MLP", 0.4, 16),
         (["task=sinusoid", "model=conv4"], "Conv4", 0.01, 25),
         (["task=sinusoid", "inner=classification"], "MLP", 0.4, 25),
         (["experiment=sinusoid_10shot"], "MLP", 0.001, 25),

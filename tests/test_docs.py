@@ -5,11 +5,14 @@ import importlib
 import json
 import pkgutil
 import re
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
 
 import metalearn
+from metalearn import train
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(module.name for module in pkgutil.walk_packages(metalearn.__path__, "metalearn."))
@@ -24,9 +27,18 @@ def test_docstring_examples(name: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_python_blocks_of_a_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    write_files(page, tmp_path)
     names: dict[str, object] = {"__name__": page}
     for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL):
         exec(compile(block, page, "exec"), names)
+
+
+def write_files(page: str, folder: Path) -> None:
+    """The blocks that are titled with a file's name, as files; a module of that name is imported anew."""
+    for name, content in re.findall(r'```python title="(\S+)"\n(.*?)```', (ROOT / page).read_text(), flags=re.DOTALL):
+        (folder / name).write_text(content)
+        sys.modules.pop(Path(name).stem, None)
 
 
 def test_the_two_set_up_commands_are_the_first_in_the_readme() -> None:
@@ -55,3 +67,20 @@ def _rounded(data: object) -> set[tuple[str, str]]:
         plain = {(f"{data['mean']:.{digits}f}", f"{data['ci95']:.{digits}f}") for digits in (2, 3)}
         return {percent, *plain}
     return {pair for entry in data.values() for pair in _rounded(entry)}
+
+
+def test_the_custom_task_of_the_documentation_is_the_experiments_and_small() -> None:
+    (shown,) = re.findall(r'```python title="my_task.py"\n(.*?)```', (ROOT / "docs/custom_tasks.md").read_text(), re.S)
+    assert shown == (ROOT / "experiments/custom_task/my_task.py").read_text()
+    assert len(shown[shown.index("class") :].splitlines()) < 25
+
+
+def test_the_command_of_the_custom_task_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_files("docs/custom_tasks.md", tmp_path)
+    page = (ROOT / "docs/custom_tasks.md").read_text()
+    (command,) = re.findall(r"```bash\n(python -m metalearn.train.*?)```", page, flags=re.DOTALL)
+    shorter = ["meta.num_steps=2", "eval.num_episodes=4", "eval.val_episodes=0", "logger=none", "hydra.run.dir=run"]
+    given = [each for each in shlex.split(command.replace("\\\n", ""))[3:] if not each.startswith("meta.num_steps")]
+    assert train.main([*given, *shorter]) == 0
+    assert json.loads((tmp_path / "run/results.json").read_text())["protocol"]["dataset"] == "pendulum"

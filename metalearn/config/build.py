@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ from torch import nn
 
 from metalearn import execution, losses, optim
 from metalearn.config import plugins
+from metalearn.config.resolve import full_task, full_test_task, is_mixture, resolved
 from metalearn.config.schema import InnerOptimizer, MetaConfig, MetaOptimizer, MetaSchedule, TrainConfig
 from metalearn.config.stored import identity
 from metalearn.errors import UsageError, did_you_mean
@@ -26,6 +27,7 @@ from metalearn.training import (
     progress_for,
     resolve_device,
 )
+from metalearn.training.laboratory import check_same_form
 
 _LOSSES = {"classification": losses.cross_entropy, "regression": losses.mean_squared_error}
 _INNER_OPTIMIZERS = {InnerOptimizer.sgd: optim.sgd, InnerOptimizer.adam: optim.adam}
@@ -44,12 +46,17 @@ def build_experiment(config: TrainConfig) -> Experiment:
     Raises:
         UsageError: for a mistake in the configuration, a device that is not there, data that are missing.
     """
+    config = resolved(config)
     _refuse_what_makes_no_sense(config)
     device = resolve_device(config.device)
     source = build_source(config)
     module = build_module(config, source)
+    test_source = build_test_source(config)
+    if test_source is not None:
+        check_same_form(source, test_source)
     return Experiment(
         source=source,
+        test_source=test_source,
         module=module,
         algorithm=build_algorithm(config, source),
         strategy=_build("metagrad", config.metagrad),
@@ -69,7 +76,13 @@ def build_experiment(config: TrainConfig) -> Experiment:
 
 def build_source(config: TrainConfig) -> Any:
     """The task source."""
-    return _build("task", config.task)
+    return _build_task(full_task(config.task, key="task"), key="task")
+
+
+def build_test_source(config: TrainConfig) -> Any:
+    """The source of the final test where it is another one; `None` otherwise."""
+    node = full_test_task(config.test_task, task=config.task)
+    return None if node is None else _build_task(node, key="test_task")
 
 
 def build_module(config: TrainConfig, source: Any) -> nn.Module:
@@ -158,6 +171,20 @@ def without_foreign_defaults(config: TrainConfig, changed: Collection[str]) -> t
 
 def _build(group: str, node: dict[str, Any], **given: Any) -> Any:
     return plugins.construct(plugins.locate(group, node), plugins.arguments_of(node), group=group, given=given)
+
+
+def _build_task(node: Mapping[str, Any], *, key: str) -> Any:
+    if not is_mixture(node):
+        return plugins.construct(
+            plugins.locate("task", node, key=key), plugins.arguments_of(node), group="task", key=key
+        )
+    sources = []
+    for position, entry in enumerate(node["sources"]):
+        own = {name: value for name, value in entry.items() if name != "weight"}
+        sources.append((_build_task(own, key=f"{key}.sources[{position}]"), entry.get("weight", 1.0)))
+    arguments = {name: value for name, value in plugins.arguments_of(node).items() if name != "sources"}
+    target = plugins.locate("task", node, key=key)
+    return plugins.construct(target, arguments, group="task", key=key, given={"sources": sources})
 
 
 def _schedule(meta: MetaConfig) -> Callable[[int], float] | None:

@@ -57,6 +57,8 @@ def explain_value(error: BaseException) -> str:
         if match := re.match(r"Value '(.*)' of type '.*' could not be converted to (\w+)", first):
             kinds = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
             return f"expected {kinds.get(match[2], match[2])}, got {match[1]!r}."
+        if match := re.match(r"Value '(.*)' is not a valid bool", first):
+            return f"expected true or false, got {match[1]!r}."
         if match := re.match(r"Invalid value '(.*)', expected one of \[(.*)\]", first):
             return f"there is no such choice. {did_you_mean(match[1], match[2].split(', '))}"
         if "is not Optional" in first or "not supported" in first:

@@ -6,24 +6,38 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+import yaml
 from hydra._internal.utils import get_args_parser
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue
+from omegaconf import DictConfig
 
+from metalearn.config.choices import (
+    config_directory,
+    config_folders,
+    register_schemas,
+    unreadable,
+    warn_of_broken_packages,
+)
 from metalearn.config.explain import HYDRA_ERRORS, explain
-from metalearn.config.overrides import changes, check_folders, without_nulls
-from metalearn.config.schema import EvaluateConfig, TrainConfig, check_bounds, check_keys
-from metalearn.errors import UsageError
+from metalearn.config.overrides import changes, check_folders, opened, without_nulls
+from metalearn.config.settings import settings_of
+from metalearn.config.sweeper import register_sweeper
+from metalearn.errors import PluginError, UsageError
+from metalearn.sweeps import DONE as POINT_DONE
+from metalearn.sweeps import Point, PointRun, read_point, run_point
 from metalearn.training import Interrupted
 
 DONE, MISTAKE, INTERRUPTED = 0, 2, 130
+_LAUNCHERS = {
+    "joblib": ("hydra_plugins.hydra_joblib_launcher", "sweep"),
+    "submitit": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
+}
 
 
 @dataclass(frozen=True)
@@ -34,28 +48,15 @@ class Composed:
         config: an instance of the schema's dataclass.
         run_directory: the job's own folder.
         changed: the keys that the command line set.
+        config_dir: the folder of `--config-dir`.
+        point: what goes with it if the job is a point of a sweep.
     """
 
     config: Any
     run_directory: Path
     changed: frozenset[str] = field(default_factory=frozenset)
-
-
-def config_directory() -> Path:
-    """The folder of our YAML files: in an installed wheel inside the package, in a checkout beside it."""
-    package = Path(__file__).resolve().parent.parent
-    candidates = (package / "configs", package.parent / "configs")
-    for candidate in candidates:
-        if (candidate / "train.yaml").is_file():
-            return candidate
-    raise FileNotFoundError(f"metalearn is installed without its configuration files (looked in {candidates})")
-
-
-def register_schemas() -> None:
-    """Tells Hydra the types; train.yaml and evaluate.yaml name them in their defaults."""
-    store = ConfigStore.instance()
-    store.store(name="train_schema", node=TrainConfig)
-    store.store(name="evaluate_schema", node=EvaluateConfig)
+    config_dir: str | None = None
+    point: PointRun | None = None
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -80,17 +81,22 @@ def run_hydra(name: str, argv: Sequence[str], job: Callable[[Composed], None]) -
         The exit code.
     """
     register_schemas()
+    register_sweeper()
+    warn_of_broken_packages()
     arguments = parse(argv)
     if arguments.config_dir is not None and not Path(arguments.config_dir).is_dir():
         raise UsageError(f"--config-dir={arguments.config_dir} is not a folder.")
     options = [each for each in argv if each not in arguments.overrides]
     check_folders(arguments.overrides)
-    arguments.overrides = without_nulls(arguments.overrides, groups=_groups(arguments))
+    arguments.overrides = opened(without_nulls(arguments.overrides, groups=_groups(arguments)))
     _check_sweep(arguments)
 
     def task(config: DictConfig) -> None:
+        if _is_multirun() and (point := read_point(Path(HydraConfig.get().runtime.output_dir))) is not None:
+            _run_as_point(point, lambda run: job(replace(_composed(config, arguments.config_dir), point=run)))
+            return
         # Hydra would print an exception in its own way; SystemExit passes through, and ends a multirun at a failure.
-        code = guarded(lambda: job(_composed(config)), prefix=_job_prefix())
+        code = guarded(lambda: job(_composed(config, arguments.config_dir)), prefix=_job_prefix())
         if code != DONE:
             raise SystemExit(code)
 
@@ -104,6 +110,8 @@ def run_hydra(name: str, argv: Sequence[str], job: Callable[[Composed], None]) -
         except HYDRA_ERRORS as error:
             message = explain(error, compose=_without_values(name, arguments), groups=_groups(arguments))
             raise UsageError(message) from None
+        except yaml.YAMLError as error:
+            raise UsageError(unreadable(error)) from None
         except OSError as error:  # Hydra making the run directory: the job's own errors are told inside
             raise UsageError(
                 f"The run directory {error.filename} can not be written ({error.strerror}). Choose another with "
@@ -117,6 +125,8 @@ def guarded(action: Callable[[], int | None], *, prefix: str = "") -> int:
     try:
         return action() or DONE
     except UsageError as error:
+        if isinstance(error, PluginError) and error.own_traceback:
+            print(error.own_traceback, file=sys.stderr)
         _say(f"{prefix}{error}")
         return MISTAKE
     except Interrupted as error:
@@ -130,21 +140,6 @@ def guarded(action: Callable[[], int | None], *, prefix: str = "") -> int:
             raise
         _say(f"{prefix}{error.filename}: {error.strerror}.")
         return MISTAKE
-
-
-def group_choice(group: str, choice: str) -> Any:
-    """The content of one of our group files, as plain data.
-
-    Raises:
-        UsageError: there is no such choice.
-    """
-    register_schemas()
-    with hydra.initialize_config_dir(str(config_directory()), version_base="1.3"):
-        try:
-            config = hydra.compose("train", overrides=[f"{group}={choice}"])
-        except HYDRA_ERRORS as error:
-            raise UsageError(explain(error, compose=lambda: OmegaConf.create(), groups=())) from None
-        return OmegaConf.to_container(config[group], resolve=True)
 
 
 def as_process(main: Callable[[Sequence[str]], int]) -> NoReturn:
@@ -177,34 +172,53 @@ def _check_sweep(arguments: argparse.Namespace) -> None:
     runs = not (arguments.help or arguments.hydra_help or arguments.cfg or arguments.info)
     if chosen is not None and runs and not arguments.multirun:
         raise UsageError(f"sweep={chosen} is several runs: add -m.")
+    launcher = str(changes(arguments.overrides).get("hydra/launcher"))
+    for name, (package, extra) in _LAUNCHERS.items():
+        if launcher.startswith(name) and not _is_installed(package):
+            raise UsageError(f'hydra/launcher={launcher} needs a package: pip install "metalearn-torch[{extra}]".')
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # there are no plug-ins of Hydra at all
+        return False
 
 
 def _say(text: str) -> None:
     print(f"metalearn: {text}", file=sys.stderr, flush=True)
 
 
-def _composed(config: DictConfig) -> Composed:
-    try:
-        settings = OmegaConf.to_object(config)
-    except MissingMandatoryValue as error:
-        raise UsageError(f"{error.full_key} has no value: give it as {error.full_key}=….") from None
-    except HYDRA_ERRORS as error:
-        raise UsageError(" ".join(str(error).split("\n")[0].split())) from None
-    check_keys(config, settings)
-    check_bounds(settings)
+def _composed(config: DictConfig, config_dir: str | None) -> Composed:
     job = HydraConfig.get()
     return Composed(
-        config=settings,
+        config=settings_of(config),
         run_directory=Path(job.runtime.output_dir),
         changed=frozenset(changes(list(job.overrides.task))),
+        config_dir=config_dir,
     )
 
 
 def _job_prefix() -> str:
     job = HydraConfig.get()
-    if job.mode is None or job.mode.name != "MULTIRUN":
+    if not _is_multirun():
         return ""
     return f"job {job.job.num} ({' '.join(job.overrides.task)}): "
+
+
+class _NotFinished(Exception):  # noqa: N818 - the outcome is written and told; this marks the job as failed for Hydra
+    pass
+
+
+def _run_as_point(point: Point, action: Callable[[PointRun], None]) -> None:
+    outcome = run_point(point, action, directory=Path(HydraConfig.get().sweep.dir))
+    if outcome.status not in POINT_DONE:
+        raise _NotFinished(outcome.message)
+
+
+def _is_multirun() -> bool:
+    mode = HydraConfig.get().mode
+    return mode is not None and mode.name == "MULTIRUN"
 
 
 @contextmanager
@@ -234,8 +248,8 @@ def _without_values(name: str, arguments: argparse.Namespace) -> Callable[[], Di
 
 
 def _groups(arguments: argparse.Namespace) -> set[str]:
-    folders = [config_directory(), *([_extra_folder(arguments)] if arguments.config_dir else [])]
-    return {each.name for folder in folders for each in folder.iterdir() if each.is_dir()}
+    folders = config_folders(arguments.config_dir)
+    return {each.name for folder in folders for each in folder.iterdir() if each.is_dir() and each.name.isidentifier()}
 
 
 def _extra_folder(arguments: argparse.Namespace) -> Path:

@@ -11,6 +11,7 @@ from metalearn.errors import UsageError
 
 _MAY_BE_NULL = {"experiment", "sweep"}
 _FOLDERS = {"hydra.run.dir", "hydra.sweep.dir", "run"}
+_OPEN = "test_task"
 
 
 def changes(overrides: Sequence[str]) -> dict[str, Any]:
@@ -36,6 +37,18 @@ def without_nulls(overrides: Sequence[str], *, groups: Collection[str]) -> list[
     return [text for text in overrides if not _chooses_nothing(_read(text), groups=groups)]
 
 
+def opened(overrides: Sequence[str]) -> list[str]:
+    """`overrides` in which those of `test_task` may bring keys that it has not: by default it is empty.
+
+    `test_task=omniglot` is short for `test_task.name=omniglot`.
+
+    Example:
+        >>> opened(["test_task=omniglot", "test_task.shots=5", "task.shots=1"])
+        ['++test_task.name=omniglot', '++test_task.shots=5', 'task.shots=1']
+    """
+    return [_opened(text) for text in overrides]
+
+
 def check_folders(overrides: Sequence[str]) -> None:
     """Refuses an empty name of a folder, which would be the current one.
 
@@ -47,6 +60,14 @@ def check_folders(overrides: Sequence[str]) -> None:
             raise UsageError(
                 f"{key}={'' if value is None else value} names no folder: give a folder, such as {key}=outputs/my_run."
             )
+
+
+def _opened(text: str) -> str:
+    key, _, value = text.partition("=")
+    name = key.lstrip("+")
+    if name == _OPEN and value[:1] not in "{[" and value != "null":
+        return f"++{_OPEN}.name={value}"
+    return f"++{name}={value}" if name.startswith(f"{_OPEN}.") else text
 
 
 def _read(text: str) -> Override:

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from metalearn.errors import UsageError, did_you_mean
+from metalearn.errors import PluginError, UsageError, did_you_mean
+from metalearn.training.guard import in_a_line, own_traceback
 
 _OFFERS = {
     "task": ("episodes", "a task source (a class with an `episodes` method, see metalearn.tasks.TaskSource)"),
@@ -20,19 +21,25 @@ _OFFERS = {
 _EXAMPLES = {int: "40", float: "0.5", str: "a", bool: "true"}
 
 
-def locate(group: str, node: Mapping[str, Any]) -> Callable[..., Any]:
+def locate(group: str, node: Mapping[str, Any], *, key: str | None = None) -> Callable[..., Any]:
     """What `node["_target_"]` names, once it is known to make what the group is about.
 
     A run directory's config.yaml names classes too, and reading somebody else's run must call nothing but those: a
     function is accepted only if its return annotation says that it makes such an object.
 
+    Args:
+        group: what the object has to be: one of "task", "model", "algorithm", "metagrad".
+        node: its configuration.
+        key: where the node stands, for errors; by default the group.
+
     Raises:
         UsageError: nothing is named, it can not be imported, or it is something else.
     """
+    key = key or group
     target = node.get("_target_")
     if not isinstance(target, str) or target == "???":
-        raise UsageError(f"{group}._target_ names no class. Give it as {group}._target_=my_module.MyClass.")
-    found = _import(group, target)
+        raise UsageError(f"{key}._target_ names no class. Give it as {key}._target_=my_module.MyClass.")
+    found = _import(key, target)
     made = found if inspect.isclass(found) else _hints(found).get("return")
     if group == "model":
         fits, wanted = inspect.isclass(made) and issubclass(made, nn.Module), "a model (a torch.nn.Module class)"
@@ -41,7 +48,7 @@ def locate(group: str, node: Mapping[str, Any]) -> Callable[..., Any]:
         fits = inspect.isclass(made) and callable(getattr(made, attribute, None))
     if not fits or not callable(found):
         raise UsageError(
-            f"{group}._target_={target} is not {wanted}. A function has to say what it makes by its return annotation."
+            f"{key}._target_={target} is not {wanted}. A function has to say what it makes by its return annotation."
         )
     make: Callable[..., Any] = found
     return make
@@ -59,21 +66,33 @@ def accepts(target: Callable[..., Any], name: str) -> bool:
 
 
 def construct(
-    target: Callable[..., Any], arguments: Mapping[str, Any], *, group: str, given: Mapping[str, Any] | None = None
+    target: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    *,
+    group: str,
+    key: str | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Calls `target` with configured `arguments` and those `given` by the program.
+    """Calls `target` with configured `arguments` and those `given` by the program; `key` is as in `locate`.
 
     Raises:
-        UsageError: an argument is unknown, missing or of another type than annotated; or the target's own ValueError.
+        UsageError: an argument is unknown, missing or of another type than annotated; or our own target's ValueError.
+        PluginError: whatever else a target raises that is a user's own.
     """
-    given = given or {}
-    check_arguments(target, arguments, group=group, given=given)
+    given, key = given or {}, key or group
+    check_arguments(target, arguments, group=key, given=given)
+    own = (getattr(target, "__module__", "") or "").partition(".")[0] == "metalearn"
     try:
         return target(**arguments, **given)
     except UsageError:
         raise
-    except (ValueError, OSError) as error:
-        raise UsageError(f"{group}: {' '.join(str(error).split())}") from error
+    except Exception as error:
+        if own and not isinstance(error, (ValueError, OSError)):
+            raise
+        if own:
+            raise UsageError(f"{key}: {' '.join(str(error).split())}") from error
+        name = getattr(target, "__qualname__", str(target))
+        raise PluginError(f"{key}: {name}(…) raised {in_a_line(error)}", own_traceback(error)) from error
 
 
 def check_arguments(
@@ -115,8 +134,8 @@ def _import(group: str, target: str) -> Any:
             "current folder."
         ) from None
     except Exception as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise UsageError(f"{group}._target_={target} can not be imported ({reason}).") from error
+        text = f"{group}._target_={target} can not be imported ({in_a_line(error)})."
+        raise PluginError(text, own_traceback(error)) from error
     if module is None:
         raise UsageError(f"{group}._target_={target!r} has to be written module.Name.")
     if not hasattr(module, name):

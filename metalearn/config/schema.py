@@ -50,7 +50,7 @@ class Buffers(Enum):
 
 
 class CheckpointName(Enum):
-    """The names of `checkpoint`, when a run is evaluated."""
+    """The names of `checkpoint`, when a run is evaluated or used."""
 
     best = "best"
     last = "last"
@@ -121,6 +121,7 @@ class TrainConfig:
     seed: int = _number(0, 0, most=LARGEST_SEED)
     device: str = "auto"
     run: str | None = None
+    test_task: dict[str, Any] | None = None
 
 
 @dataclass
@@ -161,6 +162,57 @@ class EvaluateConfig:
     eval: EvaluateEvalConfig = field(default_factory=EvaluateEvalConfig)
     execution: EvaluateExecutionConfig = field(default_factory=EvaluateExecutionConfig)
     task: EvaluateTaskConfig = field(default_factory=EvaluateTaskConfig)
+    test_task: dict[str, Any] | None = None
+
+
+class OnBadImage(Enum):
+    """The names of `on_bad_image`."""
+
+    error = "error"
+    skip = "skip"
+
+
+@dataclass
+class AdaptConfig:
+    """What `python -m metalearn.adapt` composes."""
+
+    run: str | None = None
+    support: str | None = None
+    query: str | None = None
+    output: str = "labelled"
+    checkpoint: CheckpointName = CheckpointName.best
+    num_inner_steps: int | None = _number(None, 0)
+    inverted: bool | None = None
+    on_bad_image: OnBadImage = OnBadImage.error
+    batch_size: int | None = _number(None, 1)
+    device: str = "auto"
+
+
+SWEEPER = "hydra_plugins.metalearn.Sweeper"
+"""The name of `config.sweeper.MetalearnSweeper`: Hydra takes plug-ins under this first name alone."""
+
+
+@dataclass
+class SweeperConfig:
+    """The keys below `hydra.sweeper`.
+
+    Attributes:
+        params: swept keys and their values, in the grammar of the command line, which wins.
+        batch_size: points that are launched at once; by default all of a grid, and as many of a study as the launcher
+            has workers.
+        num_trials: of a study; `None` for a grid.
+        sampler: with the rest, see `metalearn.sweeps.Settings`.
+    """
+
+    _target_: str = SWEEPER
+    params: dict[str, Any] = field(default_factory=dict)
+    batch_size: int | None = None
+    num_trials: int | None = None
+    sampler: str = "tpe"
+    pruner: str = "median"
+    seed: int = 0
+    num_startup_trials: int = 5
+    num_warmup_steps: int = 0
 
 
 def check_bounds(node: Any, prefix: str = "") -> None:

@@ -32,16 +32,23 @@ def plain(node: Any) -> Any:
 def identity(config: TrainConfig) -> dict[str, Any]:
     """The part of a config that a run keeps for life, compared when it goes on.
 
-    The number of meta steps, validation and test, the device and the logger may differ afterwards.
+    The number of meta steps, validation and test, where the data lie, the device and the logger may differ afterwards.
     """
     kept = plain(config)
-    for name in ("eval", "logger", "device", "run"):
+    for name in ("eval", "logger", "device", "run", "test_task"):
         del kept[name]
     for name in ("num_steps", "log_every", "checkpoint_every"):
         del kept["meta"][name]
-    kept["task"].pop("root", None)
+    _forget_root(kept["task"])
     kept["execution"].pop("compile")
     return dict(kept)
+
+
+def _forget_root(task: dict[str, Any]) -> None:
+    task.pop("root", None)
+    for source in task.get("sources", ()):
+        if isinstance(source, dict):
+            _forget_root(source)
 
 
 def write_config(config: TrainConfig, run_directory: Path) -> None:

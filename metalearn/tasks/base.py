@@ -24,6 +24,12 @@ class TaskSource(ABC):
         input_shape: the shape of one example, `(1, 28, 28)` or `(1,)`.
         num_outputs: the ways of a classification, or the width of a regression's target.
         splits: the names that `episodes` knows, `("train", "val", "test")`.
+
+    Optional attributes, which `metalearn.load` needs to take a person's own examples as they are:
+
+    - `image_format`: the `metalearn.tasks.image_format.ImageFormat` by which files became inputs.
+    - `standardisation`: `{"inputs": {"mean": [...], "std": [...]}, "targets": the same or None}`, one number a feature.
+    - `label_names`: what each output stands for, where that is the same in all tasks.
     """
 
     name: str

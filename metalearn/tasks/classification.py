@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,15 +12,12 @@ from metalearn import random
 from metalearn.errors import UsageError
 from metalearn.tasks.base import TaskSource, check_count, episode_keys
 from metalearn.tasks.classes import Classes
+from metalearn.tasks.counts import Count, span
 from metalearn.tasks.padding import NO_LABEL
 from metalearn.types import Episodes, Examples, Present
 
 if TYPE_CHECKING:
     from metalearn.tasks.image_format import ImageFormat
-
-Count: TypeAlias = int | Sequence[int]
-"""How many: one number for all episodes, or the lowest and the highest of a range that each episode draws from."""
-
 
 class ClassificationSource(TaskSource):
     """Few-shot classification: `ways` classes an episode, disjoint support and query examples.
@@ -88,7 +85,7 @@ class ClassificationSource(TaskSource):
         }
         self.name, self.splits = name, tuple(self.classes)
         self.input_shape = _common_shape(self.classes, rotations)
-        self._ways, self._shots = _span("ways", ways, minimum=2), _span("shots", shots, minimum=1)
+        self._ways, self._shots = span("ways", ways, minimum=2), span("shots", shots, minimum=1)
         self.ways = self.num_outputs = self._ways.high
         self.shots = self._shots.high
         self.query_shots = check_count("query_shots", query_shots)
@@ -227,36 +224,6 @@ class _Drawn:
     turns: Tensor | None
     ways: Tensor
     shots: Tensor
-
-
-@dataclass(frozen=True)
-class _Span:
-    """A number, or a range of numbers of which each episode draws one."""
-
-    low: int
-    high: int
-
-    @property
-    def is_fixed(self) -> bool:
-        return self.low == self.high
-
-    def draw(self, keys: Tensor) -> Tensor:
-        """One number a key."""
-        return self.low + random.integers(keys, self.high - self.low + 1, ())
-
-    def plain(self) -> int | list[int]:
-        return self.high if self.is_fixed else [self.low, self.high]
-
-
-def _span(name: str, count: Count, *, minimum: int) -> _Span:
-    if not isinstance(count, Sequence):
-        return _Span(*[check_count(name, count, minimum=minimum)] * 2)
-    if len(count) != 2 or isinstance(count, str):
-        raise UsageError(f"`{name}` must be a number, or the lowest and the highest of a range, got {count!r}.")
-    low, high = (check_count(name, each, minimum=minimum) for each in count)
-    if low > high:
-        raise UsageError(f"`{name}`={list(count)} is a range in the wrong order. Write [{high}, {low}].")
-    return _Span(low, high)
 
 
 def rotate(images: Tensor, turns: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ from metalearn import random
 from metalearn.errors import UsageError
 from metalearn.tasks.base import check_count
 from metalearn.tasks.classification import ClassificationSource
-from metalearn.tasks.image_format import ImageFormat
 from metalearn.tasks.glyph_alphabets import draw_alphabets
 from metalearn.tasks.glyph_drawing import draw
+from metalearn.tasks.image_format import ImageFormat
 
 _TRAIN, _VAL = 0.64, 0.10  # of the alphabets; about the shares of Omniglot's usual split
 _ALPHABETS_AT_A_TIME = 5  # bounds the memory that drawing needs

@@ -7,10 +7,11 @@ import torch
 
 from metalearn.errors import UsageError
 from metalearn.tasks.base import check_count
+from metalearn.tasks.classes import Classes
 from metalearn.tasks.classification import ClassificationSource
 from metalearn.tasks.image_format import ImageFormat
 from metalearn.tasks.omniglot_cache import load_omniglot
-from metalearn.tasks.omniglot_splits import characters_by_split
+from metalearn.tasks.omniglot_splits import character_names, characters_by_split
 
 
 class Omniglot(ClassificationSource):
@@ -71,7 +72,10 @@ class Omniglot(ClassificationSource):
         ).unsqueeze(2)
         super().__init__(
             name="omniglot",
-            classes={part: drawings[chosen] for part, chosen in characters.items()},
+            classes={
+                part: Classes.of(drawings[chosen], [character_names()[each] for each in chosen])
+                for part, chosen in characters.items()
+            },
             ways=ways,
             shots=shots,
             query_shots=query_shots,

@@ -1,10 +1,8 @@
 """Where Omniglot is looked for, and its decoded form: one compact file that loads in a fraction of a second."""
 
 import contextlib
-import importlib
 import logging
 import os
-import sys
 import uuid
 import zipfile
 import zlib
@@ -13,14 +11,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from metalearn.errors import UsageError
+from metalearn.tasks import cache as shared_cache
 from metalearn.tasks.omniglot_images import NUM_DRAWINGS, RawOmniglot, find_raw
 from metalearn.tasks.omniglot_splits import character_names
+from metalearn.tasks.torchvision_import import torchvision_module
 
 _logger = logging.getLogger(__name__)
-_declared: list[torch.library.Library] = []  # schemas live as long as the object that declared them
 Images = npt.NDArray[np.uint8]
 
 
@@ -55,17 +53,8 @@ def load_omniglot(root: str | Path | None, *, image_size: int, download: bool, c
 
 
 def cache_folder(cache_dir: str | Path | None = None) -> Path:
-    """Omniglot's cache: in `cache_dir`, `$METALEARN_CACHE`, or the platform's folder for caches."""
-    chosen = cache_dir or os.environ.get("METALEARN_CACHE")
-    if chosen:
-        return Path(chosen).expanduser() / "omniglot"
-    if sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "metalearn" / "omniglot"
+    """Omniglot's part of the cache (`metalearn.tasks.cache.cache_folder`)."""
+    return shared_cache.cache_folder(cache_dir) / "omniglot"
 
 
 def _default_places(cache: Path) -> list[Path]:
@@ -160,20 +149,4 @@ def _download(folder: Path) -> str | None:
 
 
 def _torchvision_datasets() -> Any:
-    """`torchvision.datasets`, imported only when something must be downloaded.
-
-    torchvision's wheels for CUDA fail to import beside a CPU build of torch: two operators have no schema. Declaring
-    them is enough for the data sets.
-    """
-    try:
-        return importlib.import_module("torchvision.datasets")
-    except RuntimeError as error:
-        if "torchvision::nms" not in str(error):
-            raise
-    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-        del sys.modules[name]  # the half-imported package
-    schemas = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
-    schemas.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
-    schemas.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
-    _declared.append(schemas)
-    return importlib.import_module("torchvision.datasets")
+    return torchvision_module("datasets")

@@ -3,10 +3,9 @@
 import hashlib
 import io
 import re
-import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from rich.progress import track
 
 from metalearn.errors import UsageError
 from metalearn.tasks.omniglot_splits import character_names, facts
+from metalearn.tasks.progress import progress
 
 HALVES = ("images_background", "images_evaluation")
 LAYOUTS = (".", "omniglot-py")  # the second is where torchvision puts its downloads
@@ -61,7 +60,9 @@ class RawOmniglot:
             jobs = [(half, name) for half in (background, evaluation) for name in half.drawings()]
             images = np.zeros((len(character_names()), NUM_DRAWINGS, image_size, image_size), dtype=np.uint8)
             row = {name: index for index, name in enumerate(character_names())}
-            for half, (character, drawing, member) in _progress(jobs, "Decoding Omniglot"):
+            for half, (character, drawing, member) in progress(
+                jobs, "Decoding Omniglot", total=len(jobs), unit="drawings"
+            ):
                 images[row[character], drawing] = _ink(half.read(member), image_size, f"{half.path}: {member}")
         return images
 
@@ -163,18 +164,3 @@ def _ink(content: bytes, image_size: int, name: str) -> npt.NDArray[np.uint8]:
     if image_size != ORIGINAL_SIZE:
         image = image.resize((image_size, image_size), Image.Resampling.LANCZOS)
     return 255 - np.asarray(image)
-
-
-def _progress(
-    jobs: list[tuple[_Half, tuple[str, int, str]]], text: str
-) -> Iterable[tuple[_Half, tuple[str, int, str]]]:
-    """The jobs, with a bar on a terminal and a line each quarter in a log file."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-
-        yield from track(jobs, description=text, console=Console(stderr=True), transient=True)
-        return
-    for done, job in enumerate(jobs):
-        if done % (len(jobs) // 4) == 0:
-            print(f"{text}: {done:,} of {len(jobs):,} drawings", file=sys.stderr)
-        yield job

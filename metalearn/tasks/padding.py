@@ -60,7 +60,7 @@ def merge(
     order = torch.argsort(torch.cat(list(positions)))
 
     def joined(sets: Sequence[Examples], *, pad: bool) -> Any:
-        longest = max(len(one[1][0]) for one in sets)
+        longest = max(one[1].shape[1] for one in sets)
         if pad:
             sets = [
                 pad_examples(one, num_examples=longest, num_outputs=num_outputs, own_outputs=own)

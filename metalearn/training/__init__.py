@@ -6,8 +6,9 @@ The room takes plain objects and knows nothing of configuration files:
                             outer_optimizer=partial(torch.optim.Adam, lr=1e-3),
                             settings=TrainingSettings(num_steps=1000, batch_size=16), config={...})
 
-    train(experiment, run_directory, *, resume=False, logger=None, progress=None, resume_command=None) -> Results
-        Trains, validates, tests and fills `run_directory`: metrics.jsonl, results.json, curves.png, (fit.png,)
+    train(experiment, run_directory, *, resume=False, logger=None, progress=None, resume_command=None,
+          on_validation=None, stop=None) -> Results
+        Trains, validates, tests and fills `run_directory`: metrics.jsonl, results.json, curves.png, (fit.png,) task.json,
         checkpoints/last, checkpoints/best. A new run needs a directory without a run in it; `resume=True` needs an
         interrupted one, written under the same `experiment.config`. Raises `Interrupted` after SIGINT or SIGTERM, when
         the step is done and saved (its text ends with `resume_command`; exit code 130), `KeyboardInterrupt` at a
@@ -27,12 +28,13 @@ Helpers for a command line: `run_status(run_directory)` -> "empty" | "interrupte
 
 from metalearn.training.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, save_checkpoint
 from metalearn.training.experiment import Experiment, TrainingSettings, resolve_device
-from metalearn.training.interrupts import Interrupted
+from metalearn.training.interrupts import Interrupted, StopFlag, Stopped
 from metalearn.training.loggers import Logger, Several, TensorBoard, Wandb
 from metalearn.training.progress import LineProgress, LiveProgress, Progress, SilentProgress, progress_for
 from metalearn.training.report import evaluate
 from metalearn.training.results import Results
 from metalearn.training.run_directory import run_status
+from metalearn.training.task_card import TaskCard
 from metalearn.training.trainer import train
 
 __all__ = [
@@ -46,6 +48,9 @@ __all__ = [
     "Results",
     "Several",
     "SilentProgress",
+    "StopFlag",
+    "Stopped",
+    "TaskCard",
     "TensorBoard",
     "TrainingSettings",
     "Wandb",

@@ -8,6 +8,7 @@ import torch
 
 from metalearn.errors import UsageError, did_you_mean
 from metalearn.training.experiment import Source
+from metalearn.training.guard import blamed
 from metalearn.training.progress import Progress
 from metalearn.types import Tensors
 
@@ -67,7 +68,8 @@ def measure(
             check()
             indices = range(start, min(start + measurement.batch_size, measurement.num_episodes))
             episodes = measurement.source.episodes(measurement.split, indices, seed=measurement.seed)
-            found = execution.evaluate(problem, meta, episodes, num_inner_steps=measurement.num_inner_steps)
+            with blamed():
+                found = execution.evaluate(problem, meta, episodes, num_inner_steps=measurement.num_inner_steps)
             batches.append({metric: values.detach().cpu() for metric, values in found.items()})
             phase.advance(len(indices))
     return {metric: torch.cat([batch[metric] for batch in batches]) for metric in batches[0]}

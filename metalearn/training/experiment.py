@@ -14,7 +14,9 @@ from metalearn.types import Episodes
 class Source(Protocol):
     """What the room asks of a task source; `metalearn.tasks.TaskSource` is one."""
 
-    splits: tuple[str, ...]
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The names that `episodes` knows."""
 
     def episodes(self, split: str, indices: Sequence[int] | Tensor, *, seed: int = 0) -> Episodes:
         """The episodes of `split` with these indices: a pure function of (split, index, seed)."""
@@ -100,7 +102,8 @@ class Experiment:
 
     Attributes:
         source: where training episodes come from.
-        test_source: where validation and test episodes come from; `None` for `source`.
+        test_source: where the episodes of the final test, and of `evaluate`, come from; `None` for `source`. Training
+            never sees it: validation, which chooses the checkpoint, is on `source`.
         module: the model, as its builder initialised it; a run leaves it untouched.
         algorithm: such as `metalearn.algorithms.MAML`.
         strategy: how the meta-gradient flows, such as `metalearn.metagrad.Unrolled()`.

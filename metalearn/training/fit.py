@@ -11,11 +11,13 @@ from torch import Tensor
 
 from metalearn import inner, tree
 from metalearn.inner import Adapted
+from metalearn.tasks.padding import unpadded
 from metalearn.training.checkpoint import Checkpoint
+from metalearn.training.guard import blamed
 from metalearn.training.laboratory import Laboratory
 from metalearn.training.plots import save
 from metalearn.training.run_directory import FIT
-from metalearn.types import Tensors
+from metalearn.types import Examples, Tensors
 
 STEPS = (0, 1, 5, 10)
 _NUM_TASKS = 4
@@ -39,13 +41,14 @@ def draw_fit(laboratory: Laboratory, checkpoint: Checkpoint, folder: Path) -> No
     seed, indices = laboratory.experiment.settings.seed, list(range(_NUM_TASKS))
     episodes = source.episodes("test", indices, seed=seed)
     x = _grid(source, episodes.support[0])
-    truth = source.true_function("test", indices, x, seed=seed)
+    with blamed(f"{type(laboratory.test_source.source).__name__}.true_function('test', …)", plugin=source.source):
+        truth = source.true_function("test", indices, x, seed=seed)
     figure = Figure(figsize=(3.4 * _NUM_TASKS, 3.2), layout="constrained")
     for task, axes in enumerate(figure.subplots(1, _NUM_TASKS, squeeze=False)[0]):
         episode = tree.map_tensors(lambda leaf, task=task: leaf[task], episodes)  # type: ignore[misc]
         fits = fitted(laboratory, checkpoint.meta, checkpoint.buffers, episode, x)
         axes.set(xlabel="x", ylabel="y", title=f"test task {task}")
-        _draw_task(axes, x, truth[task], fits, episode.support)
+        _draw_task(axes, x, truth[task], fits, unpadded(episode.support))
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(STEPS) + 2, frameon=False)
     save(figure, folder / FIT)
 
@@ -68,12 +71,12 @@ def _grid(source: Any, inputs: Tensor) -> Tensor:
     return torch.linspace(low, high, _NUM_POINTS, device=inputs.device)[:, None]
 
 
-def _draw_task(axes: Axes, x: Tensor, truth: Tensor, fits: dict[int, Tensor], support: tuple[Tensor, Tensor]) -> None:
+def _draw_task(axes: Axes, x: Tensor, truth: Tensor, fits: dict[int, Tensor], support: Examples) -> None:
     grid = x.flatten().cpu()
     axes.plot(grid, truth.flatten().cpu(), color="black", linewidth=1.5, label="true function")
     for shade, (step, values) in enumerate(fits.items()):
         style = ":" if step == 0 else "-"
         plural = "" if step == 1 else "s"
         axes.plot(grid, values.flatten().cpu(), style, color=f"C{shade}", label=f"{step} inner step{plural}")
-    axes.plot(*(part.flatten().cpu() for part in support), "^", color="black", markersize=5, label="support")
+    axes.plot(*(part.flatten().cpu() for part in support[:2]), "^", color="black", markersize=5, label="support")
     axes.grid(alpha=0.3)

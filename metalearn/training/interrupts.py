@@ -34,9 +34,22 @@ class StopRequested(Exception):  # noqa: N818 - as above
     """Unwinds a phase that can be repeated (validation, test) to the place that saves."""
 
 
+class Stopped(Exception):  # noqa: N818 - as above
+    """What a caller's `on_validation` raises to end a run early: it is saved, and it has no results.
+
+    Attributes:
+        step: the meta steps done.
+    """
+
+    def __init__(self, step: int) -> None:
+        """Makes the text from the step."""
+        self.step = step
+        super().__init__(f"Stopped after the validation of meta step {step}.")
+
+
 @dataclass
 class StopFlag:
-    """Whether a signal asked the run to stop; set by a handler, so it can not be a frozen value."""
+    """Whether the run was asked to stop, by a signal or by another thread; so it can not be a frozen value."""
 
     requested: bool = False
 
@@ -47,21 +60,24 @@ class StopFlag:
 
 
 @contextmanager
-def stop_flag() -> Iterator[StopFlag]:
+def stop_flag(flag: StopFlag | None = None) -> Iterator[StopFlag]:
     """A flag that the first SIGINT or SIGTERM sets; the second raises `KeyboardInterrupt` at once.
 
-    The previous handlers are back when the block is left. Outside the main thread Python allows no handlers: the flag
-    then stays unset.
+    `flag` is one that the caller may set too, which is no signal. The previous handlers are back when the block is
+    left. Outside the main thread Python allows no handlers: the flag is then the caller's alone.
     """
-    flag = StopFlag()
+    flag = flag or StopFlag()
     if threading.current_thread() is not threading.main_thread():
         yield flag
         return
 
+    signalled = False
+
     def handle(number: int, frame: FrameType | None) -> None:
-        if flag.requested:
+        nonlocal signalled
+        if signalled:
             raise KeyboardInterrupt
-        flag.requested = True
+        signalled = flag.requested = True
 
     previous: dict[signal.Signals, Any] = {number: signal.getsignal(number) for number in _SIGNALS}
     try:

@@ -1,6 +1,6 @@
 """An experiment with its parts on the device: what training and evaluation both begin with."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,8 @@ import torch
 
 from metalearn.errors import UsageError
 from metalearn.functional import FunctionalModel, functionalize
-from metalearn.training.experiment import Experiment, Source, resolve_device
+from metalearn.training.experiment import Experiment, resolve_device
+from metalearn.training.guard import GuardedSource, blamed, guard
 from metalearn.types import Tensors
 
 
@@ -22,20 +23,21 @@ class Laboratory:
         device: where they are.
         train_model: the model in training mode.
         eval_model: the model in evaluation mode.
-        source: of training episodes.
-        test_source: of validation and test episodes.
+        source: of training and validation episodes; its failures are told as its own.
+        test_source: of test episodes, likewise.
     """
 
     experiment: Experiment
     device: torch.device
     train_model: FunctionalModel
     eval_model: FunctionalModel
-    source: Source
-    test_source: Source
+    source: GuardedSource
+    test_source: GuardedSource
 
     def initial_meta(self) -> Tensors:
         """The untrained meta-parameters, in tensors of their own."""
-        meta = self.experiment.algorithm.init(self.train_model, self.source)
+        with blamed():
+            meta = self.experiment.algorithm.init(self.train_model, self.source)
         if not meta:
             raise UsageError(f"{type(self.experiment.algorithm).__name__} found nothing to learn in the model.")
         return {name: value.detach().to(self.device, copy=True) for name, value in meta.items()}
@@ -57,12 +59,16 @@ def prepare_laboratory(experiment: Experiment) -> Laboratory:
     """Puts the parts of `experiment` on its device; the experiment's own objects stay as they are.
 
     Raises:
-        UsageError: the device is not there.
+        UsageError: the device is not there, a source lacks what a source needs, or the test's source is of another
+            kind than the training's.
     """
     device = resolve_device(experiment.settings.device)
     model = functionalize(experiment.module, seed=experiment.settings.seed).to(device)
-    source = experiment.source.to(device)
-    test_source = source if experiment.test_source is None else experiment.test_source.to(device)
+    dtype = next((value.dtype for value in model.params.values() if value.is_floating_point()), torch.float32)
+    source = test_source = guard(experiment.source, dtype=dtype).to(device)
+    if experiment.test_source is not None:
+        test_source = guard(experiment.test_source, dtype=dtype).to(device)
+        check_same_form(source, test_source)
     return Laboratory(
         experiment=experiment,
         device=device,
@@ -71,6 +77,34 @@ def prepare_laboratory(experiment: Experiment) -> Laboratory:
         source=source,
         test_source=test_source,
     )
+
+
+def check_same_form(source: Any, test_source: Any) -> None:
+    """Refuses a source for the test that a model for `source` can not be tested on.
+
+    Raises:
+        UsageError: another kind of target, input shape or number of outputs.
+    """
+    for name, fix in _FORM.items():
+        wanted, found = getattr(source, name), getattr(test_source, name)
+        if isinstance(wanted, Sequence) and not isinstance(wanted, str):
+            wanted, found = tuple(wanted), tuple(found)
+        if found != wanted:
+            raise UsageError(
+                f"test_task ({test_source.name}) has {name} {found}, the training task ({source.name}) {wanted}: "
+                f"the model fits one of them. {fix.format(wanted=wanted, size=_last(wanted))}"
+            )
+
+
+_FORM = {
+    "kind": "Choose a test_task of that kind.",
+    "input_shape": "Give both the same, for images by image_size={size} and the same colour (color=grey or rgb).",
+    "num_outputs": "Give both the same, for a classification by ways={wanted}.",
+}
+
+
+def _last(wanted: Any) -> Any:
+    return wanted[-1] if isinstance(wanted, tuple) and wanted else wanted
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from torch import Tensor
 from metalearn import tree
 from metalearn.errors import UsageError
 from metalearn.training.experiment import Experiment
+from metalearn.training.guard import blamed
 from metalearn.training.laboratory import Laboratory
 from metalearn.training.state import TrainState
 from metalearn.types import Tensors
@@ -37,13 +38,15 @@ class MetaStep:
 
         Raises:
             Diverged: the state is then as it was.
+            PluginError: the same, after a failure in a user's own code.
         """
         settings = self.laboratory.experiment.settings
         first = state.step * settings.batch_size
         episodes = self.laboratory.source.episodes(
             "train", range(first, first + settings.batch_size), seed=settings.seed
         )
-        outcome = self._gradient_at(state.buffers)(state.meta, episodes)
+        with blamed():
+            outcome = self._gradient_at(state.buffers)(state.meta, episodes)
         metrics = _scalars(outcome.value, outcome.grads, outcome.aux.metrics)
         _refuse_divergence(metrics, state, self.laboratory.experiment)
         _step(state, outcome.grads, norm=metrics["grad_norm"], experiment=self.laboratory.experiment)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from metalearn.training.checkpoint import Checkpoint, check_fits, find_checkpoint, load_checkpoint
 from metalearn.training.evaluation import Measurement, check_split, measure
-from metalearn.training.experiment import Experiment
+from metalearn.training.experiment import Experiment, Source
 from metalearn.training.fit import draw_fit
 from metalearn.training.interrupts import StopFlag
 from metalearn.training.laboratory import Laboratory, prepare_laboratory, repeatable
@@ -31,10 +31,13 @@ class Log(Protocol):
 def validation(
     laboratory: Laboratory, meta: Tensors, buffers: Tensors, *, progress: Progress, stop: StopFlag
 ) -> dict[str, Any]:
-    """The summaries of every metric after the last inner step on the run's validation episodes, always the same."""
+    """The summaries of every metric after the last inner step on the run's validation episodes, always the same.
+
+    They come from the training's source: what chooses the checkpoint must not have seen the source of the test.
+    """
     settings = laboratory.experiment.settings
     measured = _measured(
-        laboratory, meta, buffers, split="val", num_episodes=settings.val_episodes,
+        laboratory, meta, buffers, source=laboratory.source, split="val", num_episodes=settings.val_episodes,
         num_inner_steps=settings.num_inner_steps_eval, name="validation", progress=progress, stop=stop,
     )  # fmt: skip
     return last_step(measured)
@@ -126,7 +129,8 @@ def _results(
 ) -> Results:
     meta, loop = checkpoint.meta, checkpoint.loop
     how: dict[str, Any] = {
-        "split": split, "num_episodes": num_episodes, "num_inner_steps": num_inner_steps, "progress": progress,
+        "source": laboratory.test_source, "split": split, "num_episodes": num_episodes,
+        "num_inner_steps": num_inner_steps, "progress": progress,
         "stop": stop,
     }  # fmt: skip
     measured = _measured(laboratory, meta, checkpoint.buffers, name=split, **how)
@@ -157,6 +161,7 @@ def _measured(
     meta: Tensors,
     buffers: Tensors,
     *,
+    source: Source,
     split: str,
     num_episodes: int,
     num_inner_steps: int,
@@ -167,7 +172,7 @@ def _measured(
     settings = laboratory.experiment.settings
     return measure(
         Measurement(
-            source=laboratory.test_source,
+            source=source,
             split=split,
             seed=settings.seed,
             num_episodes=num_episodes,

@@ -8,23 +8,25 @@ in the same order, and ends with the same bits.
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from metalearn.errors import PluginError
 from metalearn.training.checkpoint import load_checkpoint, save_checkpoint
-from metalearn.training.evaluation import check_split
 from metalearn.training.experiment import Experiment
 from metalearn.training.interrupts import Interrupted, StopFlag, StopRequested, stop_flag
 from metalearn.training.laboratory import Laboratory, prepare_laboratory, repeatable
 from metalearn.training.loggers import Logger, Several
 from metalearn.training.meta_step import Diverged, MetaStep, make_optimizer
+from metalearn.training.preflight import check_plugins
 from metalearn.training.progress import Phase, Progress, SilentProgress, shown
 from metalearn.training.records import Records
 from metalearn.training.report import report, validation
 from metalearn.training.results import Results
 from metalearn.training.run_directory import CHECKPOINTS, METRICS, claimed, compare_configs
 from metalearn.training.state import Best, TrainState, from_checkpoint, to_checkpoint
+from metalearn.training.task_card import write_task_card
 
 
 def train(
@@ -35,6 +37,8 @@ def train(
     logger: Logger | None = None,
     progress: Progress | None = None,
     resume_command: str | None = None,
+    on_validation: Callable[[int, Mapping[str, float]], None] | None = None,
+    stop: StopFlag | None = None,
 ) -> Results:
     """Trains, validates and tests; fills the run directory.
 
@@ -45,21 +49,28 @@ def train(
         logger: told every record that goes into metrics.jsonl; `Several` for more than one.
         progress: where to report to; nowhere by default.
         resume_command: what the text of `Interrupted` says goes on with the run.
+        on_validation: called with the meta step and the means after each validation, when it is saved; it may raise
+            `Stopped`, which ends the run there, without results.
+        stop: a flag that another thread may set, to the same effect as a signal.
 
     Raises:
-        Interrupted: SIGINT or SIGTERM came; the step is done and saved.
+        Interrupted: SIGINT or SIGTERM came, or `stop` was set; the step is done and saved.
+        Stopped: by `on_validation`.
         KeyboardInterrupt: a second signal came; the last checkpoint is valid.
-        UsageError: the folder, the device, a split or a checkpoint is not what is needed, or the training diverged.
+        UsageError: the folder, the device, a split or a checkpoint is not what is needed, or the training diverged; a
+            `PluginError` where a user's own code raised. What was trained until then is saved.
     """
     folder = Path(run_directory)
     with claimed(folder, resume=resume):
         laboratory = prepare_laboratory(experiment)
-        _check_splits(laboratory)
         results: Results | None = None
-        with stop_flag() as stop, repeatable():
+        with stop_flag(stop) as stop, repeatable():
+            check_plugins(laboratory)
             run, state = _open_run(laboratory, folder, resume, logger or Several(), progress or SilentProgress(), stop)
+            run.on_validation = on_validation
             try:
                 run.logger.start(folder, experiment.config, step=state.step)
+                write_task_card(experiment.source, folder)
                 if not resume:
                     # Only now is there a run in the folder: a logger that did not start leaves it free for the next.
                     run.save(state)
@@ -69,6 +80,10 @@ def train(
                 )
             except StopRequested:
                 raise Interrupted(folder, step=run.saved_step, resume_command=resume_command) from None
+            except PluginError as error:
+                how = f" When it is mended, go on with:\n  {resume_command}" if resume_command else ""
+                saved = f"\nSaved after meta step {run.saved_step} in {folder}.{how}"
+                raise error.followed_by(saved) from error.__cause__
             finally:
                 run.records.close()
                 run.logger.finish(None if results is None else results.data)
@@ -87,6 +102,7 @@ class _Run:
     stop: StopFlag
     seconds_before: float
     saved_step: int
+    on_validation: Callable[[int, Mapping[str, float]], None] | None = None
     started: float = field(default_factory=time.monotonic)
 
     def log(self, step: int, metrics: Mapping[str, float], *, split: str) -> None:
@@ -146,8 +162,10 @@ def _fold(run: _Run, state: TrainState) -> TrainState:
         while True:
             due = settings.validates and _is_due(state.step, settings.eval_every, settings.num_steps)
             if due and state.validated != state.step:
-                state = _validated(run, state)
+                state, means = _validated(run, state)
                 run.save(state)
+                if run.on_validation is not None:
+                    run.on_validation(state.step, means)
             elif state.step > run.saved_step and _is_due(state.step, settings.checkpoint_every, settings.num_steps):
                 run.save(state)
             if state.step >= settings.num_steps:
@@ -157,7 +175,7 @@ def _fold(run: _Run, state: TrainState) -> TrainState:
                 raise StopRequested
             try:
                 state = _logged(run, step(state), phase)
-            except Diverged:
+            except (Diverged, PluginError):  # both before the outer optimizer touched anything
                 run.save(state)
                 raise
 
@@ -172,10 +190,10 @@ def _logged(run: _Run, state: TrainState, phase: Phase) -> TrainState:
     return replace(state, window={}, window_steps=0)
 
 
-def _validated(run: _Run, state: TrainState) -> TrainState:
+def _validated(run: _Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:
     try:
         found = validation(run.laboratory, state.meta, state.buffers, progress=run.progress, stop=run.stop)
-    except StopRequested:
+    except (StopRequested, PluginError):
         run.save(state)  # not validated yet: the resumed run begins with that
         raise
     means = {name: _number(summary["mean"]) for name, summary in found.items()}
@@ -186,7 +204,7 @@ def _validated(run: _Run, state: TrainState) -> TrainState:
     if better:
         run.save(state, "best")
     run.progress.message(f"step {state.step}: validation {', '.join(shown(means))}{' (best so far)' if better else ''}")
-    return state
+    return state, means
 
 
 def _number(value: float | None) -> float:
@@ -195,10 +213,3 @@ def _number(value: float | None) -> float:
 
 def _is_due(step: int, every: int, last: int) -> bool:
     return step > 0 and (step % every == 0 or step == last)
-
-
-def _check_splits(laboratory: Laboratory) -> None:
-    check_split(laboratory.source, "train", wanted_for="meta-training")
-    check_split(laboratory.test_source, "test", wanted_for="the final test")
-    if laboratory.experiment.settings.validates:
-        check_split(laboratory.test_source, "val", wanted_for="validation (eval.val_episodes=0 for none)")

@@ -12,6 +12,7 @@ from PIL import Image
 
 from metalearn.errors import UsageError
 from metalearn.tasks import Omniglot
+from metalearn.tasks.image_files import list_images
 from metalearn.tasks.omniglot_splits import character_names, characters_by_split
 
 
@@ -118,7 +119,7 @@ def test_the_second_start_decodes_nothing(
     [
         ({"split": "vynials"}, r"Unknown Omniglot split 'vynials'. Did you mean 'vinyals'\?"),
         ({"ways": 700}, "ways=700 is more than the 688 classes of split 'val' of omniglot"),
-        ({"shots": 10, "query_shots": 11}, "need 21 examples a class, and class number 0 of omniglot has 20"),
+        ({"shots": 10, "query_shots": 11}, "need 21 examples a class, and class 'Alphabet_of_the_Magi/character01' of omniglot has 20"),
         ({"image_size": 106}, "at most 105"),
         ({"image_size": 0}, "`image_size` must be a whole number"),
     ],
@@ -128,3 +129,14 @@ def test_impossible_options_are_refused(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         Omniglot(root=omniglot_root, cache_dir=shared_cache, **options)  # type: ignore[arg-type]
+
+
+def test_the_data_sets_own_files_become_the_inputs_that_were_trained_on(source: Omniglot, omniglot_root: Path) -> None:
+    """What `metalearn.adapt` makes of a file is what the source made of it."""
+    path = omniglot_root / "images_background"
+    tree = list_images(path if path.is_dir() else path.with_suffix(".zip"))
+    stored = torch.cat([images.flatten(0, 1) for images in source.images.values()])
+    with tree.opened() as read:
+        for name in list(tree.classes)[::200]:
+            pixels = torch.from_numpy(source.image_format.decode(read(tree.classes[name][3].member), name))
+            assert (stored == pixels).flatten(1).all(1).any(), name

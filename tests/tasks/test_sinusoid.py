@@ -1,5 +1,6 @@
 """The sine waves of the MAML paper."""
 
+import hashlib
 import math
 
 import pytest
@@ -69,6 +70,25 @@ def test_to_moves_every_tensor() -> None:
     assert source.episodes("train", [0]).support[0].device.type == "cpu"
 
 
+@pytest.mark.parametrize(
+    ("options", "checksum"),
+    [
+        ({}, "4b4883acf307ae33204ccec2ba44cefbef18bff463bc6ac0dbfa1ba033f7139e"),
+        (
+            {"shots": 5, "query_shots": 3, "amplitude": (1, 2), "phase": (0.5, 0.6), "x_range": (-1, 3)},
+            "b9c087d3258a5769543c8d0414e2602a59d7c1e2e7548687f0c51ec5d5937640",
+        ),
+    ],
+)
+def test_the_episodes_of_published_results_stay_as_they_are(options: dict[str, object], checksum: str) -> None:
+    digest = hashlib.sha256()
+    for split, seed in (("train", 0), ("val", 7), ("test", 123456789)):
+        episodes = Sinusoid(**options).episodes(split, [0, 1, 5, 99, 10**6], seed=seed)  # type: ignore[arg-type]
+        for tensor in (*episodes.support, *episodes.query, episodes.key):
+            digest.update(tensor.contiguous().numpy().tobytes())
+    assert digest.hexdigest() == checksum
+
+
 def test_protocol() -> None:
     card = Sinusoid(shots=5, query_shots=5).protocol()
     assert (card["dataset"], card["shots"], card["amplitude"]) == ("sinusoid", 5, [0.1, 5.0])
@@ -83,6 +103,7 @@ def test_protocol() -> None:
             r"`amplitude` must be two numbers in order, such as \[0.1, 5.0\], got \(5.0, 0.1\)",
         ),
         ({"phase": (1.0,)}, "`phase`"),
+        ({"phase": 1.0}, "`phase` must be two numbers"),
         ({"x_range": 3}, "`x_range`"),
         ({"x_range": (0, math.inf)}, "`x_range`"),
     ],

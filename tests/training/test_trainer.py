@@ -158,7 +158,7 @@ def test_interrupted_at_every_step_inside_the_log_window(tmp_path: Path, make_ex
 
         def episodes(self, split, indices, *, seed=0):
             first = next(iter(indices))
-            if split == "train" and first > Stopping.last:
+            if split == "train" and len(indices) == 3 and first > Stopping.last:  # not the look at two before it all
                 Stopping.last = first
                 os.kill(os.getpid(), signal.SIGTERM)
             return super().episodes(split, indices, seed=seed)

@@ -1,4 +1,4 @@
-"""Our invariants as checkers, for users' own models, losses and strategies."""
+"""`check_meta_gradient`: a meta-gradient against finite differences, for users' own models, losses and strategies."""
 
 import itertools
 from collections.abc import Callable, Sequence

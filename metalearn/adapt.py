@@ -1,0 +1,126 @@
+"""`python -m metalearn.adapt run=DIR support=FOLDER query=FOLDER`: labels a person's own images with a trained run.
+
+The function `metalearn.adapt`, the inner loop, has the same name. To import this module binds that name in the package
+to the module instead of the function, whatever the package does. So the module can be called, and is then the function.
+"""
+
+import os
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import NoReturn
+
+if __name__ == "__main__":
+    # The imports below take seconds; a signal during them is no traceback. `as_process` installs what follows.
+    def _stop(number: int, frame: object) -> NoReturn:
+        os.write(2, b"metalearn: stopped before anything was started.\n")
+        os._exit(130)
+
+    for _number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(_number, _stop)
+
+from metalearn import config as configuration
+from metalearn import inner
+from metalearn.config import AdaptConfig, Composed
+from metalearn.errors import UsageError
+from metalearn.use import as_text, draw_gallery, label_images, load, write_csv
+
+CSV, PICTURE = "predictions.csv", "predictions.png"
+_PATHS = ("run", "support", "query", "output")
+
+
+class _CallableModule(ModuleType):
+    """This module, which can be called as the function that it hides."""
+
+    __call__ = staticmethod(inner.adapt)
+
+
+sys.modules[__name__].__class__ = _CallableModule
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        argv: the arguments after the command's name; `None` for the process's own.
+
+    Returns:
+        The exit code: 0 done, 2 the user's mistake, 130 interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    with configuration.importable_folder():
+        return configuration.guarded(lambda: _run(arguments))
+
+
+def command() -> NoReturn:
+    """The process `metalearn-adapt`."""
+    configuration.as_process(main)
+
+
+def _run(argv: Sequence[str]) -> int:
+    arguments = [_quoted(argument) for argument in argv]
+    if configuration.parse(arguments).multirun:
+        raise UsageError("adapt uses one run at a time: leave -m out and call it once for each value.")
+    return configuration.run_hydra("adapt", arguments, _adapt)
+
+
+def _adapt(composed: Composed) -> None:
+    asked: AdaptConfig = composed.config
+    run, support, query = (_given(name, getattr(asked, name)) for name in ("run", "support", "query"))
+    output = Path(_given("output", asked.output)).expanduser()
+    _check_free(output)
+    learner = load(run, checkpoint=asked.checkpoint.value, device=asked.device)
+    labelled = label_images(
+        learner,
+        Path(support).expanduser(),
+        Path(query).expanduser(),
+        inverted=asked.inverted,
+        on_bad_image=asked.on_bad_image.value,
+        num_inner_steps=asked.num_inner_steps,
+        batch_size=asked.batch_size,
+    )
+    write_csv(labelled, output / CSV)
+    draw_gallery(labelled, output / PICTURE)
+    print(as_text(labelled))
+    if learner.transductive:
+        print("(The model normalises by the set at hand: an image's label depends on the images it is labelled with.)")
+    print(f"Written to {output / CSV} and {PICTURE}")
+
+
+def _given(name: str, value: str | None) -> str:
+    if not value:
+        raise UsageError(
+            f"{name}= is missing: python -m metalearn.adapt run=DIR support=FOLDER query=FOLDER (see --help)."
+        )
+    return value
+
+
+def _check_free(output: Path) -> None:
+    """Before the work is done: nothing of an earlier call is written over."""
+    if output.exists() and not output.is_dir():
+        raise UsageError(f"output={output} is a file: give a folder.")
+    for name in (CSV, PICTURE):
+        if (output / name).exists():
+            raise UsageError(f"output={output} already holds {name}. Choose another output=….")
+
+
+def _quoted(argument: str) -> str:
+    r"""`support=My photos (1)` for Hydra, to whose grammar brackets and commas in a path mean something.
+
+    Example:
+        >>> print(_quoted("query=it's, here"))
+        query='it\'s, here'
+    """
+    name, equals, value = argument.partition("=")
+    plain = re.fullmatch(r"[\w./:-]*", value) or value[:1] in ("'", '"')
+    if name not in _PATHS or not equals or plain:
+        return argument
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
+    return f"{name}='{escaped}'"
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,88 @@
+"""Before the first step: one look at everything of a user's own that a run will call, while nothing is lost yet.
+
+Two episodes of every split that will be needed, the protocol of both sources, and one task adapted and judged in
+training and in evaluation mode. A test split that fails, or a model whose output has the wrong shape, is so found now
+and not after hours of training.
+"""
+
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from metalearn import losses, tree
+from metalearn.errors import UsageError
+from metalearn.training.evaluation import check_split
+from metalearn.training.guard import GuardedSource, blamed
+from metalearn.training.laboratory import Laboratory
+from metalearn.types import Episodes, Present, Tensors
+
+_NUM_TASKS = 2
+
+
+def check_plugins(laboratory: Laboratory) -> None:
+    """Tries the task sources, the model and the algorithm of a run.
+
+    Raises:
+        UsageError: a split is not there, or something returns what it must not; a `PluginError` for what it raised.
+    """
+    settings = laboratory.experiment.settings
+    check_split(laboratory.source, "train", wanted_for="meta-training")
+    check_split(laboratory.test_source, "test", wanted_for="the final test")
+    if settings.validates:
+        check_split(laboratory.source, "val", wanted_for="validation (eval.val_episodes=0 for none)")
+        _drawn(laboratory.source, "val", settings.seed)
+    for source in (laboratory.source, laboratory.test_source):
+        source.protocol()
+    trained = _drawn(laboratory.source, "train", settings.seed)
+    tested = _drawn(laboratory.test_source, "test", settings.seed)
+    meta, buffers = laboratory.initial_meta(), laboratory.initial_buffers()
+    for problem_of, episodes in ((laboratory.train_problem, trained), (laboratory.eval_problem, tested)):
+        _try(_with_checked_loss(laboratory, problem_of, buffers), laboratory, meta, episodes)
+
+
+def _drawn(source: GuardedSource, split: str, seed: int) -> Episodes:
+    return source.episodes(split, range(_NUM_TASKS), seed=seed)
+
+
+def _try(problem: Any, laboratory: Laboratory, meta: Tensors, episodes: Episodes) -> None:
+    execution = laboratory.experiment.execution
+    one = tree.map_tensors(lambda leaf: leaf[:1], episodes)
+    num_steps = min(1, laboratory.experiment.settings.num_inner_steps_eval)
+    with blamed():
+        execution.evaluate(problem, meta, one, num_inner_steps=num_steps)
+
+
+def _with_checked_loss(laboratory: Laboratory, problem_of: Callable[[Tensors], Any], buffers: Tensors) -> Any:
+    """The problem with a look at what the loss is given, where the algorithm has one of our losses."""
+    algorithm = laboratory.experiment.algorithm
+    known = is_dataclass(algorithm) and any(entry.name == "loss" for entry in fields(algorithm))
+    if not known or getattr(algorithm, "loss", None) not in (losses.cross_entropy, losses.mean_squared_error):
+        return problem_of(buffers)
+    checked: Any = replace(algorithm, loss=_CheckedLoss(laboratory, algorithm.loss))
+    looking = replace(laboratory, experiment=replace(laboratory.experiment, algorithm=checked))
+    return getattr(looking, problem_of.__name__)(buffers)
+
+
+class _CheckedLoss:
+    """A loss that first looks at the shape of the model's outputs."""
+
+    def __init__(self, laboratory: Laboratory, loss: Any) -> None:
+        self.model = type(laboratory.experiment.module).__name__
+        self.num_outputs = laboratory.source.num_outputs
+        self.loss = loss
+
+    def __call__(self, outputs: Any, targets: Tensor, present: Present | None = None) -> Any:
+        expected = [targets.shape[0], self.num_outputs]
+        if not isinstance(outputs, Tensor):
+            raise UsageError(
+                f"{self.model}.forward(…) returned a {type(outputs).__name__}, expected a tensor {expected} (example, "
+                "num_outputs). Return the outputs alone."
+            )
+        if list(outputs.shape) != expected:
+            raise UsageError(
+                f"{self.model}.forward(…) returned a tensor {list(outputs.shape)}, expected {expected} (example, "
+                "num_outputs). Make its last layer as wide as the `num_outputs` that its constructor is given."
+            )
+        return self.loss(outputs, targets) if present is None else self.loss(outputs, targets, present)

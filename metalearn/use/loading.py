@@ -1,0 +1,80 @@
+"""`metalearn.load`: from a run directory to a learner, without the run's data."""
+
+import os
+from pathlib import Path
+
+from metalearn.config import TrainConfig, build_source, read_config
+from metalearn.config.build import build_algorithm, build_module
+from metalearn.errors import UsageError, did_you_mean
+from metalearn.functional import functionalize
+from metalearn.training import TaskCard, find_checkpoint, load_checkpoint, resolve_device
+from metalearn.training.checkpoint import check_fits
+from metalearn.training.run_directory import CHECKPOINTS
+from metalearn.use.learner import Learner
+
+_CHECKPOINTS = ("best", "last")
+
+
+def load(
+    run: str | os.PathLike[str],
+    *,
+    checkpoint: str = "best",
+    device: str = "auto",
+    num_inner_steps: int | None = None,
+) -> Learner:
+    """The learner of a run.
+
+    It takes the run directory alone (config.yaml, task.json, checkpoints/), so a copy of it on another machine will do,
+    without the data. Of what config.yaml names, only models and algorithms are imported and called.
+
+    Args:
+        run: the run directory.
+        checkpoint: `"best"` (on validation; the last one of a run without validation) or `"last"`.
+        device: a torch device, or `"auto"`: CUDA where there is one.
+        num_inner_steps: of adaptation; by default as many as in the run's test (`eval.num_inner_steps`).
+
+    Raises:
+        UsageError: no such run or checkpoint, one of another version or damaged, or the device is not there.
+
+    Example:
+        learner = metalearn.load("outputs/sinusoid/…")
+        learner.adapt([[0.0], [1.0], [2.0]], [0.0, 0.8, 0.9]).predict([[1.5]])
+    """
+    folder = Path(run).expanduser()
+    if checkpoint not in _CHECKPOINTS:
+        raise UsageError(f"checkpoint={checkpoint!r} is unknown. {did_you_mean(str(checkpoint), _CHECKPOINTS)}")
+    config = read_config(folder)
+    # A run without validation has no best checkpoint: its results are the last one's too.
+    path = find_checkpoint(folder if checkpoint == "best" else folder / CHECKPOINTS / checkpoint)
+    card = _card(folder, config)
+    where = resolve_device(device)
+    found = load_checkpoint(path, device=where)
+    model = functionalize(build_module(config, card), seed=config.seed).to(where)
+    algorithm = build_algorithm(config, card)
+    check_fits(found.meta, algorithm.init(model.train(), card), path=path, what="meta-parameter")
+    check_fits(found.buffers, model.buffers, path=path, what="buffer")
+    learner = Learner(
+        task=card,
+        algorithm=algorithm,
+        model=model.eval().with_buffers(found.buffers),
+        meta=found.meta,
+        checkpoint=path.name,
+        step=found.step,
+        run=str(folder),
+    )
+    at_test = config.eval.num_inner_steps if num_inner_steps is None else num_inner_steps
+    return learner if at_test is None else learner.with_inner_steps(at_test)
+
+
+def _card(folder: Path, config: TrainConfig) -> TaskCard:
+    card = TaskCard.read(folder)
+    if card is not None:
+        return card
+    # A run of before there was a task.json: its task itself can say what it is, where its data are.
+    try:
+        return TaskCard.of(build_source(config))
+    except UsageError as error:
+        raise UsageError(
+            f"{folder} has no task.json (an older version trained it), and its task can not be built here: {error} "
+            f"Where its data are, python -m metalearn.evaluate run=… writes the file."
+        ) from None

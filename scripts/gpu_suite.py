@@ -1,0 +1,238 @@
+"""What a GPU is for: checks that need one, then the papers' full protocols, as many as the time allows.
+
+    python scripts/gpu_suite.py --out results            # checks first, then every row that still lacks results
+    python scripts/gpu_suite.py --out results --minutes 10 --rows cifar_fs_5way_1shot
+
+A row is a training run of its own folder. When the time is up the run is interrupted, saved and left to go on: the same
+command, at another time or on another machine with the folder copied, resumes it. `suite.json` says what was found.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metalearn import Episodes, functionalize, losses, models, random, tree
+from metalearn.algorithms import MAML
+from metalearn.execution import Loop, Vmap
+from metalearn.metagrad import Unrolled
+from metalearn.tasks import ClassificationSource, Sinusoid
+from metalearn.testing import assert_close
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Row:
+    """A paper's protocol: the run, and the number published for it."""
+
+    name: str
+    overrides: tuple[str, ...]
+    published: str
+    source: str
+
+
+ROWS = (
+    Row(
+        "omniglot_5way_1shot",
+        ("experiment=omniglot_5way_1shot_paper",),
+        "98.7 ± 0.4 % after 3 inner steps",
+        "Finn et al. 2017, arXiv:1703.03400, table 1",
+    ),
+    Row(
+        "omniglot_20way_1shot",
+        ("experiment=omniglot_20way_1shot",),
+        "95.8 ± 0.3 % after 5 inner steps",
+        "Finn et al. 2017, arXiv:1703.03400, table 1",
+    ),
+    Row(
+        "cifar_fs_5way_1shot",
+        ("experiment=cifar_fs_5way_1shot_paper",),
+        "58.9 ± 1.9 %",
+        "Bertinetto et al. 2019, arXiv:1805.08136, table 1",
+    ),
+    Row(
+        "cifar_fs_5way_5shot",
+        ("experiment=cifar_fs_5way_5shot_paper",),
+        "71.5 ± 1.0 %",
+        "Bertinetto et al. 2019, arXiv:1805.08136, table 1",
+    ),
+)
+
+
+def check_episodes(device: torch.device) -> dict[str, Any]:
+    """The same episodes on the device as on the CPU, bit for bit where they are gathered and not computed."""
+    images = torch.randint(0, 256, (30, 12, 1, 9, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pictures = ClassificationSource(
+        name="check", classes={"train": images}, ways=[2, 5], shots=[1, 4], query_shots=2, rotations=True
+    )
+    there = tree.to(pictures.to(device).episodes("train", range(64)), "cpu")
+    for one, other in zip(tree.tensors(there), tree.tensors(pictures.episodes("train", range(64))), strict=True):
+        assert torch.equal(one, other), "an image episode differs between the device and the CPU"
+    waves = Sinusoid()
+    error = assert_close(
+        tree.to(waves.to(device).episodes("train", range(64)).support, "cpu"),
+        waves.episodes("train", range(64)).support,
+        tolerance=1e-6,
+    )
+    return {"images": "equal", "sinusoid relative error": error}
+
+
+def check_random(device: torch.device) -> dict[str, Any]:
+    """The same bits, and the same choices by rank and by Floyd's algorithm."""
+    keys = random.key(torch.arange(100))
+    for draw in (
+        lambda keys: random.bits(keys, (50,)),
+        lambda keys: random.choose(keys, 40, 7),
+        lambda keys: random.choose(keys, 9000, 7),
+    ):
+        assert torch.equal(draw(keys.to(device)).cpu(), draw(keys)), (
+            "random draws differ between the device and the CPU"
+        )
+    return {"draws": "equal"}
+
+
+def check_gradients(device: torch.device) -> dict[str, Any]:
+    """Meta-gradients in float64: the device against the CPU, vmap against the loop, padded and not."""
+    images = torch.rand(12, 8, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    sizes: dict[str, dict[str, Any]] = {"fixed": {"ways": 4, "shots": 2}, "padded": {"ways": [2, 4], "shots": [1, 3]}}
+    errors = {}
+    for name, size in sizes.items():
+        source = ClassificationSource(name="check", classes={"train": images}, query_shots=2, **size)
+        expected = _gradient("cpu", Loop(), source)
+        for way in (Loop(), Vmap(), Vmap(chunk_size=4)):
+            errors[f"{name}, {way!r}"] = assert_close(_gradient(device, way, source), expected, tolerance=1e-9)
+    return errors
+
+
+def _gradient(device: torch.device | str, way: Loop | Vmap, source: ClassificationSource) -> Any:
+    torch.manual_seed(0)
+    module = models.Conv4(input_shape=(1, 16, 16), num_outputs=4, filters=8).double()
+    maml = MAML(loss=losses.cross_entropy, inner_lr=0.1, num_inner_steps=2)
+    model = functionalize(module).to(device)
+    episodes = tree.cast(source.to(device).episodes("train", range(6)), torch.float64)
+    found = way.value_and_grad(Unrolled(), maml.problem(model))(maml.init(model), episodes)
+    return tree.to((found.value, found.grads), "cpu")
+
+
+def check_certified(device: torch.device) -> dict[str, Any]:
+    """Finite differences on the device itself."""
+    from metalearn.testing import check_meta_gradient
+
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3, bias=False), torch.nn.BatchNorm2d(4), torch.nn.Tanh(), torch.nn.Flatten(),
+        torch.nn.Dropout(0.3), torch.nn.Linear(4 * 36, 3),
+    ).double()  # fmt: skip
+    model = functionalize(module).to(device)
+    generator = torch.Generator().manual_seed(2)
+    sets = [
+        (torch.randn(6, 1, 8, 8, dtype=torch.float64, generator=generator).to(device), torch.arange(6).to(device) % 3)
+        for _ in range(2)
+    ]
+    maml = MAML(loss=losses.cross_entropy, inner_lr=0.3, num_inner_steps=3)
+    report = check_meta_gradient(
+        maml.problem(model), maml.init(model), Episodes(*sets, key=random.key(0, device=device))
+    )
+    return {"error": report.error}
+
+
+CHECKS: dict[str, Callable[[torch.device], dict[str, Any]]] = {
+    "random": check_random,
+    "episodes": check_episodes,
+    "gradients": check_gradients,
+    "certified": check_certified,
+}
+
+
+def run_checks(device: torch.device) -> dict[str, Any]:
+    """Every check: what it measured, or the sentence that it failed with."""
+    found: dict[str, Any] = {}
+    for name, check in CHECKS.items():
+        start = time.monotonic()
+        try:
+            found[name] = {"passed": True, **check(device)}
+        except AssertionError as error:
+            found[name] = {"passed": False, "error": str(error)}
+        print(f"check {name}: {found[name]} ({time.monotonic() - start:.1f} s)", flush=True)
+    return found
+
+
+def run_row(row: Row, *, folder: Path, device: str, extra: Sequence[str], seconds: float) -> dict[str, Any]:
+    """Trains a row in `folder`, or goes on with it, for at most `seconds`; what is known of it afterwards."""
+    results = folder / "results.json"
+    if not results.exists():
+        resumes = (folder / "checkpoints" / "last" / "state.json").exists()
+        arguments = (
+            [f"run={folder}", f"device={device}"]
+            if resumes
+            else [*row.overrides, f"device={device}", f"hydra.run.dir={folder}", *extra]
+        )
+        command = [sys.executable, "-m", "metalearn.train", *arguments]
+        print(f"{row.name}: {'goes on' if resumes else 'starts'}, {seconds:.0f} s at most", flush=True)
+        with subprocess.Popen(command) as process:
+            try:
+                code = process.wait(timeout=max(seconds, 1.0))
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGINT)  # the step is finished and saved
+                code = process.wait()
+        if code not in (0, INTERRUPTED):
+            return {**asdict(row), "status": f"failed with exit code {code}"}
+    if not results.exists():
+        return {**asdict(row), "status": "unfinished", "steps": _steps(folder)}
+    data = json.loads(results.read_text())
+    return {**asdict(row), "status": "finished", "test": data["test"], "protocol": data["protocol"]}
+
+
+def _steps(folder: Path) -> int:
+    try:
+        return int(json.loads((folder / "checkpoints" / "last" / "state.json").read_text())["step"])
+    except (OSError, ValueError, KeyError):
+        return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="the folder of the runs and of suite.json")
+    parser.add_argument("--minutes", type=float, default=9.0, help="for the rows together")
+    parser.add_argument("--rows", nargs="*", choices=[row.name for row in ROWS], default=[row.name for row in ROWS])
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--extra", nargs="*", default=[], help="more overrides for rows that start")
+    parser.add_argument("--checks-only", action="store_true")
+    options = parser.parse_args(argv)
+    if options.device.startswith("cuda") and not torch.cuda.is_available():
+        print("gpu_suite: there is no GPU here. Use --device cpu to try the script itself.", file=sys.stderr)
+        return 2
+    options.out.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    end = time.monotonic() + 60 * options.minutes
+    device = torch.device(options.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    report: dict[str, Any] = {"device": name, "torch": str(torch.__version__), "checks": run_checks(device), "rows": []}
+    for row in ROWS:
+        if options.checks_only or row.name not in options.rows:
+            continue
+        seconds = end - time.monotonic()
+        if seconds < 5:
+            report["rows"].append({**asdict(row), "status": "no time left"})
+            continue
+        report["rows"].append(
+            run_row(row, folder=options.out / row.name, device=options.device, extra=options.extra, seconds=seconds)
+        )
+        print(f"{row.name}: {report['rows'][-1]['status']}", flush=True)
+    (options.out / "suite.json").write_text(json.dumps(report, indent=2) + "\n")
+    failed = [each for each in report["checks"].values() if not each["passed"]]
+    return 1 if failed or any("failed" in each["status"] for each in report["rows"]) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

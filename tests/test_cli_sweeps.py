@@ -347,7 +347,7 @@ def test_a_study_with_two_workers_prunes_and_counts() -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_sweep_goes_on_with_the_same_command(workers: int, number: signal.Signals) -> None:
     launcher = JOBLIB if workers == 2 else ()
-    long = command("meta.num_steps=150", "eval.every=50", "inner.lr=0.01,0.02,0.03", *launcher, "hydra.sweep.dir=sweep")
+    long = command("meta.num_steps=150", "eval.every=50", "inner.lr=0.01,0.02", *launcher, "hydra.sweep.dir=sweep")
     running = process(*long)
     wait_for(Path("sweep/0/metrics.jsonl"), running)
     # As a terminal does it: to the whole group. SIGTERM comes from `kill`, to the parent alone.

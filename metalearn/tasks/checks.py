@@ -31,11 +31,13 @@ class Finding:
         check: which check found it, in a word.
         text: what was got and what was expected, a sentence.
         fix: what to do, a sentence.
+        cause: the exception behind it, if there is one.
     """
 
     check: str
     text: str
     fix: str
+    cause: BaseException | None = None
 
     def __str__(self) -> str:
         return f"{self.text} {self.fix}"

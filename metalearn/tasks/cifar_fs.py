@@ -80,7 +80,7 @@ class CifarFS(ClassificationSource):
             image_format=FORMAT,
             details={
                 "split_scheme": "CIFAR-FS (arXiv:1805.08136)",
-                "images": {split: len(each.examples) for split, each in classes.items()},
+                "images": {split: int(each.counts.sum()) for split, each in classes.items()},
                 "image_format": FORMAT.to_dict(),
             },
         )
@@ -94,14 +94,14 @@ def class_names(split: str) -> tuple[str, ...]:
 
 
 def load_cifar_fs(root: str | Path | None, *, download: bool, cache_dir: str | Path | None) -> ImageStore:
-    """All images, split after split, from the first place that has them.
+    """All images, class by class, from the first place that has them.
 
     With a `root` nothing else is looked at. Without one: `$METALEARN_DATA/cifar100`, the cache, a download.
 
     Raises:
         UsageError: when no place has the data, with all that was tried; when a place has damaged data.
     """
-    names = tuple(name for split in SPLITS for name in class_names(split))  # each split is one piece of the file
+    names = tuple(sorted(name for split in SPLITS for name in class_names(split)))
     downloads = cache_folder(cache_dir) / "cifar100"
     places = _default_places(downloads) if root is None else [Path(root).expanduser()]
     for place in places:

@@ -14,16 +14,18 @@ class Classes:
     """The classes of a split, of equal size or not.
 
     Attributes:
-        examples: all of them, those of one class after those of another, `[example, *shape]`: uint8 images
+        examples: rows of examples, those of one class after another, `[example, *shape]`: uint8 images
             `[channel, height, width]`, of which 255 becomes 1.0, or float32 of any shape, taken as they are. It may be
-            memory-mapped: only what an episode takes is read.
+            memory-mapped, as only what an episode takes is read, and be shared with the classes of other splits.
         counts: the number of examples of each class, int64 `[class]`.
         names: of the classes, or empty.
+        first: the row of each class's first example, int64 `[class]`; None where the classes fill `examples` in order.
     """
 
     examples: Tensor
     counts: Tensor
     names: tuple[str, ...] = ()
+    first: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.examples.dtype not in (torch.uint8, torch.float32):
@@ -31,7 +33,8 @@ class Classes:
                 f"The examples of classes must be uint8 (images) or float32, got {self.examples.dtype}. Convert them."
             )
         # Where they are built, on the CPU: to read numbers back from a device would make it wait.
-        if self.counts.device.type == "cpu" and int(self.counts.sum()) != len(self.examples):
+        whole = self.first is None and self.counts.device.type == "cpu"
+        if whole and int(self.counts.sum()) != len(self.examples):
             raise UsageError(
                 f"The classes count {int(self.counts.sum())} examples, but there are {len(self.examples)}."
             )
@@ -51,7 +54,7 @@ class Classes:
     @property
     def starts(self) -> Tensor:
         """The row of each class's first example, int64 `[class]`."""
-        return self.counts.cumsum(0) - self.counts
+        return self.counts.cumsum(0) - self.counts if self.first is None else self.first
 
     def name(self, index: int) -> str:
         """What to call a class in a sentence."""
@@ -66,8 +69,15 @@ class Classes:
         sizes = sorted(set(self.counts.tolist()))
         if len(sizes) != 1:
             raise UsageError(f"The classes have {sizes[0]} … {sizes[-1]} examples, so they are no grid.")
+        if self.first is not None:
+            return self.examples[self.first[:, None] + torch.arange(sizes[0])]
         return self.examples.reshape(len(self.counts), sizes[0], *self.shape)
 
-    def to(self, device: torch.device | str) -> "Classes":
-        """The same classes with their tensors on `device`."""
-        return replace(self, examples=self.examples.to(device), counts=self.counts.to(device))
+    def to(self, device: torch.device | str, *, examples: Tensor | None = None) -> "Classes":
+        """The same classes with their tensors on `device`; `examples` are there already where splits share them."""
+        return replace(
+            self,
+            examples=self.examples.to(device) if examples is None else examples,
+            counts=self.counts.to(device),
+            first=None if self.first is None else self.first.to(device),
+        )

@@ -125,7 +125,11 @@ class ClassificationSource(TaskSource):
     def to(self, device: torch.device | str) -> "ClassificationSource":
         """The same source with its examples on `device`."""
         moved = copy.copy(self)
-        moved.classes = {split: each.to(device) for split, each in self.classes.items()}
+        # Splits of one data set may share their examples: they are moved once.
+        examples = {id(each.examples): each.examples.to(device) for each in self.classes.values()}
+        moved.classes = {
+            split: each.to(device, examples=examples[id(each.examples)]) for split, each in self.classes.items()
+        }
         moved._starts = {split: each.to(device) for split, each in self._starts.items()}
         return moved
 

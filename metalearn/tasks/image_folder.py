@@ -88,8 +88,8 @@ class ImageFolder(ClassificationSource):
         _check_room(tree, chosen, ways=ways, shots=shots, query_shots=query_shots, turns=4 if rotations else 1)
         side = 1 if image_size is None else check_count("image_size", image_size)
         image_format = ImageFormat((side, side), color=color, inverted=inverted, fit=fit)
-        # Stored split after split, so that each is one piece of the mapped file and nothing is copied.
-        names = tuple(name for folders in chosen.folders.values() for name in folders)
+        # Sorted, so that one store does for every `split_seed`.
+        names = tuple(sorted(name for folders in chosen.folders.values() for name in folders))
         pictures = TreePictures(tree, image_format, names, same_size=image_size is None)
         name = _name(tree.path)
         if image_size is None:
@@ -111,7 +111,7 @@ class ImageFolder(ClassificationSource):
             details={
                 "split_scheme": chosen.scheme,
                 **chosen.details,
-                "images": {split: len(each.examples) for split, each in classes.items()},
+                "images": {split: int(each.counts.sum()) for split, each in classes.items()},
                 "images_skipped": len(store.skipped),
                 "image_format": image_format.to_dict(),
             },
@@ -180,8 +180,7 @@ def _first_size(pictures: TreePictures, *, skip: bool) -> tuple[int, int]:
 
 
 def _by_split(store: ImageStore, chosen: ClassSplits) -> dict[str, Classes]:
-    stored = {split: store.classes(folders) for split, folders in chosen.folders.items()}
-    return {split: Classes(each.examples, each.counts, chosen.names[split]) for split, each in stored.items()}
+    return {split: replace(store.classes(names), names=chosen.names[split]) for split, names in chosen.folders.items()}
 
 
 def _loaded(name: str, pictures: TreePictures, on_bad_image: str, cache_dir: str | Path | None) -> ImageStore:

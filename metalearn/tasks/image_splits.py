@@ -6,14 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
-from metalearn import random
-from metalearn.errors import UsageError, did_you_mean
+from metalearn.errors import UsageError
+from metalearn.tasks.class_splits import FRACTIONS, SPLITS, split_names
 from metalearn.tasks.image_files import SPLIT_FOLDERS, ImageTree
-
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ def split_classes(
     splits: Mapping[str, Sequence[str]] | str | Path | None = None,
     *,
     seed: int = 0,
-    fractions: Sequence[float] = (0.64, 0.16, 0.2),
+    fractions: Sequence[float] = FRACTIONS,
 ) -> ClassSplits:
     """The classes of each split.
 
@@ -58,17 +55,22 @@ def split_classes(
     Raises:
         UsageError: a class in two splits, an unknown class or split, too few classes to split.
     """
+    names = list(tree.classes)
     if splits is not None:
-        chosen = ClassSplits("class lists", _listed(tree, splits))
+        chosen = ClassSplits("class lists", _folders(split_names(names, splits=_listed(splits))))
         left_out = len(tree.classes) - sum(map(len, chosen.folders.values()))
         chosen = ClassSplits(chosen.scheme, chosen.folders, {"classes_left_out": left_out} if left_out else {})
     elif folders := _sub_folders(tree):
         chosen = ClassSplits("sub-folders", folders)
     else:
-        folders = _shuffled(tree, seed, fractions)
+        folders = _folders(split_names(names, split_seed=seed, fractions=fractions))
         chosen = ClassSplits("random", folders, {"split_seed": seed, "split_fractions": list(fractions)})
     _check_apart(tree, chosen)
     return chosen
+
+
+def _folders(names: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    return {split: tuple(chosen) for split, chosen in names.items()}
 
 
 def _below(folder: str) -> str:
@@ -93,53 +95,16 @@ def _sub_folders(tree: ImageTree) -> dict[str, tuple[str, ...]] | None:
     }
 
 
-def _shuffled(tree: ImageTree, seed: int, fractions: Sequence[float]) -> dict[str, tuple[str, ...]]:
-    numeric = isinstance(fractions, Sequence) and all(isinstance(each, (int, float)) for each in fractions)
-    if not numeric or len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
-        raise UsageError(
-            f"`fractions` must be the shares of train, val and test, three numbers that sum to 1, got {fractions!r}."
-        )
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise UsageError(f"`split_seed` must be a whole number, got {seed!r}.")
-    names = list(tree.classes)
-    held_out = [max(1, round(share * len(names))) if share else 0 for share in fractions[1:]]
-    counts = [len(names) - sum(held_out), *held_out]
-    if counts[0] < 1 and fractions[0]:
-        raise UsageError(
-            f"{tree.path} has {len(names)} classes, too few for splits of {list(fractions)}. Add classes, or give the"
-            " classes of each split (task.splits)."
-        )
-    order: list[int] = random.choose(random.key(torch.tensor(seed)), len(names), len(names)).tolist()
-    parts = [sorted(order[sum(counts[:part]) : sum(counts[: part + 1])]) for part in range(len(SPLITS))]
-    return {split: tuple(names[i] for i in part) for split, part in zip(SPLITS, parts, strict=True) if part}
-
-
-def _listed(tree: ImageTree, splits: Mapping[str, Sequence[str]] | str | Path) -> dict[str, tuple[str, ...]]:
+def _listed(splits: Mapping[str, Sequence[str]] | str | Path) -> dict[str, Sequence[str]]:
+    """The lists by our own names of the splits."""
     lists = splits if isinstance(splits, Mapping) else _read(Path(splits).expanduser())
-    found: dict[str, tuple[str, ...]] = {}
-    for split, names in lists.items():
-        if str(split) not in SPLIT_FOLDERS:
-            raise UsageError(f"Unknown split {split!r} of `splits`. {did_you_mean(str(split), SPLITS)}")
-        if isinstance(names, str) or not isinstance(names, Sequence) or not names:
-            raise UsageError(f"`splits` must name the classes of {split!r} in a list, got {names!r}.")
-        if SPLIT_FOLDERS[str(split)] in found:
-            raise UsageError(f"`splits` lists {SPLIT_FOLDERS[str(split)]!r} under two names. Remove one.")
-        found[SPLIT_FOLDERS[str(split)]] = tuple(sorted(map(str, names)))
-        for name in map(str, names):
-            if name not in tree.classes:
-                raise UsageError(
-                    f"`splits` names the class {name!r} in {split!r}, and {tree.path} has none of this name."
-                    f" {_nearest(name, tree)}"
-                )
-    if not found:
-        raise UsageError("`splits` names no split. Expected the lists of classes of train, val and test.")
-    return {split: found[split] for split in SPLITS if split in found}
-
-
-def _nearest(name: str, tree: ImageTree) -> str:
-    told = did_you_mean(name, tree.classes)
-    # All of hundreds of names would be no sentence.
-    return told if len(told) < 200 else f"It has {len(tree.classes)} classes, {next(iter(tree.classes))!r} first."
+    found: dict[str, Sequence[str]] = {}
+    for given, names in lists.items():
+        split = SPLIT_FOLDERS.get(str(given), str(given))
+        if split in found:
+            raise UsageError(f"`splits` lists {split!r} under two names. Remove one.")
+        found[split] = names
+    return found
 
 
 def _read(path: Path) -> Mapping[str, Sequence[str]]:

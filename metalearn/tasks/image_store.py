@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -46,12 +47,10 @@ class ImageStore:
     skipped: tuple[str, ...] = ()
 
     def classes(self, names: Sequence[str]) -> Classes:
-        """These classes as a part of `images`, which is not copied; they must be stored in this order."""
-        stored, first = list(self.counts), list(self.counts).index(names[0])
-        assert stored[first : first + len(names)] == list(names), "the store was built in another order"
-        start = sum(self.counts[name] for name in stored[:first])
-        counts = torch.tensor([self.counts[name] for name in names])
-        return Classes(self.images[start : start + int(counts.sum())], counts, tuple(names))
+        """These of its classes; `images` is shared and not copied."""
+        ends = dict(zip(self.counts, itertools.accumulate(self.counts.values()), strict=True))
+        first = torch.tensor([ends[name] - self.counts[name] for name in names])
+        return Classes(self.images, torch.tensor([self.counts[name] for name in names]), tuple(names), first)
 
 
 class _DamagedError(Exception):

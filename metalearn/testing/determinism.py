@@ -57,7 +57,7 @@ class Draws:
         except Exception as error:
             text = f"episodes({split!r}, {indices}, seed={seed}) raised {type(error).__name__}: {error}."
             fix = "It has to take any list of whole numbers. The traceback is above this error."
-            raise Broken(Finding("raises", text, fix)) from error
+            raise Broken(Finding("raises", text, fix, error)) from error
         return found
 
 

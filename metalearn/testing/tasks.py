@@ -1,7 +1,7 @@
 """`check_task`: everything that a task source promises, tried on one; every mistake is told with its fix."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from metalearn.errors import UsageError, did_you_mean
@@ -122,7 +122,7 @@ def _batches(source: Any, draws: Draws, splits: Sequence[str]) -> tuple[dict[str
         for finding in findings:
             found.setdefault(finding.check, (finding, []))[1].append(split)
     told = [
-        Finding(each.check, f"in the episodes of {' and '.join(map(repr, where))}, {each.text}", each.fix)
+        replace(each, text=f"in the episodes of {' and '.join(map(repr, where))}, {each.text}")
         for each, where in found.values()
     ]
     return batches, told
@@ -167,5 +167,5 @@ def _raise_if(source: Any, findings: Sequence[Finding]) -> None:
         return
     count = "a mistake" if len(findings) == 1 else f"{len(findings)} mistakes"
     lines = [f"  {number}. {finding.check}: {finding}" for number, finding in enumerate(findings, start=1)]
-    error = AssertionError("\n".join([f"{type(source).__name__} has {count}:", *lines]))
-    raise error
+    cause = next((finding.cause for finding in findings if finding.cause is not None), None)
+    raise AssertionError("\n".join([f"{type(source).__name__} has {count}:", *lines])) from cause

@@ -431,6 +431,12 @@ def test_all_mistakes_are_told_at_once() -> None:
         check_task(both_of_them())
 
 
+def test_what_a_source_raises_is_the_cause() -> None:
+    with pytest.raises(AssertionError) as caught:
+        check_task(episodes_with(raising)())
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
 def test_a_mistake_of_every_split_is_told_once() -> None:
     with pytest.raises(AssertionError, match="in the episodes of 'train' and 'val' and 'test', the support labels run"):
         check_task(sets_with(both(lambda y: y + 1, 1))())

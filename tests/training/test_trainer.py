@@ -321,7 +321,10 @@ def test_divergence_names_the_step_and_keeps_the_state_before(tmp_path: Path, ma
 def test_accuracy_decides_for_a_classification(tmp_path: Path, make_experiment) -> None:
     class Signs(Sinusoid):
         kind = "classification"
-        num_outputs = 2
+
+        def __init__(self, **given):
+            super().__init__(**given)
+            self.num_outputs = 2
 
         def episodes(self, split, indices, *, seed=0):
             found = super().episodes(split, indices, seed=seed)

@@ -52,6 +52,8 @@ def own_classes(outputs: Tensor, present: Present) -> Tensor:
 
 def mean_of_present(values: Tensor, present: Present) -> Tensor:
     """The mean over the real rows of one value a row, `[example]`; 0 where there is none."""
+    if present.examples is None:
+        return values.mean()
     # `where` and not a product: what a model makes of padding may be infinite, and 0 * inf is no number.
     kept = torch.where(present.examples, values, torch.zeros_like(values))
     return kept.sum() / present.examples.sum().clamp_min(1)

@@ -24,12 +24,18 @@ class Present(NamedTuple):
     Attributes:
         examples: which rows are real, bool `[task, example]`. Real rows come first; the others repeat the first one's
             inputs (so that a model meets nothing that it could not meet anyway), with the target -100 (labels, torch's
-            own mark of what a loss ignores) or 0 (values).
+            own mark of what a loss ignores) or 0 (values). None where all are real: a loop cuts the padding off.
         outputs: which of the model's outputs are classes of the episode, bool `[task, output]`; all in a regression.
     """
 
-    examples: Tensor
+    examples: Tensor | None
     outputs: Tensor
+
+    @property
+    def rows(self) -> Tensor:
+        """`examples` where there must be a mask: in whatever a task source returns."""
+        assert self.examples is not None, "a loop has cut the padding off"
+        return self.examples
 
 
 Examples: TypeAlias = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Present]

@@ -35,6 +35,17 @@ BELOW: dict[str, set[str]] = {
     "evaluate": {"config", "training"},
     "testing": {"metagrad", "inner", "problem", "optim", "functional", "execution", "algorithms", "tasks", "models"},
 }
+# The rooms in the room of tasks, and what each may import of the others; the files beside them are for all.
+TASKS_BELOW: dict[str, set[str]] = {
+    "images": set(),
+    "functions": set(),
+    "tables": set(),
+    "cifar_fs": {"images"},
+    "glyphs": {"images"},
+    "omniglot": {"images"},
+    "interop": {"images"},
+    "classification": {"images"},  # a file, and only to augment
+}
 # Of the leaves, these see no other one but those named.
 LEAF_BELOW = {"errors": set(), "types": set(), "random": {"types", "errors"}, "tree": {"types", "errors"}}
 FRONT = "__init__"
@@ -67,6 +78,12 @@ def violations(room: str, imported: set[str]) -> set[str]:
     return rooms - allowed
 
 
+def rooms_of_tasks(imported: set[str]) -> set[str]:
+    """The rooms in the room of tasks that these names are of."""
+    parts = [name.split(".") for name in imported if name.startswith("metalearn.tasks.")]
+    return {each[2] for each in parts if (PACKAGE / "tasks" / each[2]).is_dir()}
+
+
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -82,6 +99,16 @@ def test_no_import_points_up(path: Path) -> None:
         return  # the package's front door shows what lies in the rooms
     assert room in BELOW, f"{module} is in no room: give {room!r} its place in BELOW"
     assert violations(room, imports_of(ast.parse(path.read_text(encoding="utf-8")), module=module)) == set()
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "tasks").rglob("*.py")), ids=module_name)
+def test_no_import_points_up_among_the_rooms_of_tasks(path: Path) -> None:
+    module = module_name(path)
+    room = module.split(".")[2]
+    if room == FRONT:
+        return
+    imported = imports_of(ast.parse(path.read_text(encoding="utf-8")), module=module)
+    assert rooms_of_tasks(imported) - {room} <= TASKS_BELOW.get(room, set())
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)

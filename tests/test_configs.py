@@ -26,7 +26,7 @@ NEEDS_A_TARGET = {
     "model=custom": "model._target_=torch.nn.Identity",
 }
 
-# Built from data of their own below; task=learn2learn in tests/tasks/test_learn2learn.py, where the package is.
+# Built from data of their own below; task=learn2learn in tests/tasks/interop/test_learn2learn.py, where the package is.
 NEEDS_DATA = (
     *("experiment=omniglot", "task=omniglot", "experiment=cifar_fs", "task=cifar_fs"),
     *("task=image_folder", "task=learn2learn", "task=arrays"),

@@ -27,7 +27,7 @@ class TaskSource(ABC):
 
     Optional attributes, which `metalearn.load` needs to take a person's own examples as they are:
 
-    - `image_format`: the `metalearn.tasks.image_format.ImageFormat` by which files became inputs.
+    - `image_format`: the `metalearn.tasks.images.format.ImageFormat` by which files became inputs.
     - `standardisation`: `{"inputs": {"mean": [...], "std": [...]}, "targets": the same or None}`, one number a feature.
     - `label_names`: what each output stands for, where that is the same in all tasks.
     """

@@ -98,7 +98,7 @@ def _checked(fractions: Any) -> dict[str, float]:
     except (TypeError, ValueError):
         shares = []
     # Rounded, because 0.64 + 0.16 + 0.2 is not 1 to the last bit.
-    if len(shares) != len(SPLITS) or not min(shares) >= 0 or shares[0] == 0 or not math.isclose(sum(shares), 1):
+    if len(shares) != len(SPLITS) or not min(shares) >= 0 or not math.isclose(sum(shares), 1):
         raise UsageError(
             "`fractions` must be the shares of train, val and test, which add up to 1, such as [0.64, 0.16, 0.2], got"
             f" {fractions!r}."

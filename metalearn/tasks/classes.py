@@ -70,7 +70,7 @@ class Classes:
         if len(sizes) != 1:
             raise UsageError(f"The classes have {sizes[0]} … {sizes[-1]} examples, so they are no grid.")
         if self.first is not None:
-            return self.examples[self.first[:, None] + torch.arange(sizes[0])]
+            return self.examples[self.first[:, None] + torch.arange(sizes[0], device=self.first.device)]
         return self.examples.reshape(len(self.counts), sizes[0], *self.shape)
 
     def to(self, device: torch.device | str, *, examples: Tensor | None = None) -> "Classes":

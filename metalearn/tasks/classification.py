@@ -17,7 +17,8 @@ from metalearn.tasks.padding import NO_LABEL
 from metalearn.types import Episodes, Examples, Present
 
 if TYPE_CHECKING:
-    from metalearn.tasks.image_format import ImageFormat
+    from metalearn.tasks.images.format import ImageFormat
+
 
 class ClassificationSource(TaskSource):
     """Few-shot classification: `ways` classes an episode, disjoint support and query examples.
@@ -73,7 +74,7 @@ class ClassificationSource(TaskSource):
             query_shots: query examples a class.
             imbalanced: whether each class of an episode draws its own shots from the range.
             rotations: whether every class turned by 90, 180 and 270 degrees is a class of its own.
-            augment: transforms of torchvision v2 for the training images (`metalearn.tasks.augmentation`).
+            augment: transforms of torchvision v2 for the training images (`metalearn.tasks.images.augmentation`).
             image_format: how a picture's file becomes an input.
             details: what else the protocol card should say (split scheme, seeds, …), as plain data.
 
@@ -126,7 +127,8 @@ class ClassificationSource(TaskSource):
         """The same source with its examples on `device`."""
         moved = copy.copy(self)
         # Splits of one data set may share their examples: they are moved once.
-        examples = {id(each.examples): each.examples.to(device) for each in self.classes.values()}
+        shared = {id(each.examples): each.examples for each in self.classes.values()}
+        examples = {which: tensor.to(device) for which, tensor in shared.items()}
         moved.classes = {
             split: each.to(device, examples=examples[id(each.examples)]) for split, each in self.classes.items()
         }
@@ -248,7 +250,7 @@ def rotate(images: Tensor, turns: Tensor) -> Tensor:
 
 
 def _augmentation(augment: Any, image_shape: tuple[int, ...]) -> Any:
-    from metalearn.tasks.augmentation import Augmentation  # torchvision takes a second to import
+    from metalearn.tasks.images.augmentation import Augmentation  # torchvision takes a second to import
 
     return Augmentation.of(augment, image_shape=image_shape)
 

@@ -29,7 +29,7 @@ def pad_examples(examples: Examples, *, num_examples: int, num_outputs: int, own
     return (
         torch.cat([inputs, padding], dim=1),
         _longer(targets, num_examples, NO_LABEL if is_label else 0),
-        Present(_longer(present.examples, num_examples, False), _longer(present.outputs, num_outputs, not is_label)),
+        Present(_longer(present.rows, num_examples, False), _longer(present.outputs, num_outputs, not is_label)),
     )
 
 

@@ -29,8 +29,8 @@ def check_padding(source: Any, model: FunctionalModel, *, split: str, seed: int)
 
 def _check_set(examples: Examples, model: FunctionalModel) -> None:
     inputs, _, present = examples  # type: ignore[misc]
-    task = int((~present.examples).sum(-1).argmax())  # the one with the most padding
-    rows, real = present.examples[task], inputs[task]
+    task = int((~present.rows).sum(-1).argmax())  # the one with the most padding
+    rows, real = present.rows[task], inputs[task]
     if bool(rows.all()):
         return
     mask = rows.reshape(-1, *[1] * (real.dim() - 1))

@@ -16,6 +16,7 @@ from metalearn.errors import UsageError
 from metalearn.training.evaluation import check_split
 from metalearn.training.guard import GuardedSource, blamed
 from metalearn.training.laboratory import Laboratory
+from metalearn.training.padding_check import check_padding
 from metalearn.types import Episodes, Present, Tensors
 
 _NUM_TASKS = 2
@@ -40,6 +41,8 @@ def check_plugins(laboratory: Laboratory) -> None:
     meta, buffers = laboratory.initial_meta(), laboratory.initial_buffers()
     for problem_of, episodes in ((laboratory.train_problem, trained), (laboratory.eval_problem, tested)):
         _try(_with_checked_loss(laboratory, problem_of, buffers), laboratory, meta, episodes)
+    check_padding(laboratory.source, laboratory.train_model, split="train", seed=settings.seed)
+    check_padding(laboratory.test_source, laboratory.eval_model, split="test", seed=settings.seed)
 
 
 def _drawn(source: GuardedSource, split: str, seed: int) -> Episodes:

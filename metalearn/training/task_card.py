@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metalearn.errors import UsageError
-from metalearn.tasks.image_format import ImageFormat
+from metalearn.tasks.images.format import ImageFormat
 from metalearn.training.files import write_atomically
 
 TASK = "task.json"

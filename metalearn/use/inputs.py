@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from metalearn.errors import UsageError
-from metalearn.tasks.image_format import ImageFormat
+from metalearn.tasks.images.format import ImageFormat
 from metalearn.training import TaskCard
 
 _PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}

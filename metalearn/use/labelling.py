@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from metalearn.errors import UsageError, did_you_mean
-from metalearn.tasks.image_files import ImageTree, list_images
-from metalearn.tasks.image_format import BadImageError, ImageFormat
+from metalearn.tasks.images.files import ImageTree, list_images
+from metalearn.tasks.images.format import BadImageError, ImageFormat
 from metalearn.use.inputs import decoded, format_of
 from metalearn.use.learner import Learner
 

@@ -128,3 +128,17 @@ def _batched(part):
     from metalearn import tree
 
     return tree.map_tensors(lambda leaf: leaf[None], part)
+
+
+def test_a_loop_shows_the_model_no_padding() -> None:
+    seen = []
+
+    class Watching(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(len(x))
+            return super().forward(x)
+
+    module = Watching(nn.Flatten(), nn.Linear(81, 3)).double()
+    problem, meta = problems.problem_of(functionalize(module), "sgd", num_inner_steps=1)
+    Loop().value_and_grad(Unrolled(), problem)(meta, problems.padded(problems.of_several_sizes()))
+    assert seen == [rows for _, *sizes in problems.SIZES for rows in sizes]

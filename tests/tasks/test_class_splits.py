@@ -47,6 +47,7 @@ def test_lists_are_taken_as_they_are_and_numbers_as_names() -> None:
         ({"fractions": [0.5, 0.5]}, "shares of train, val and test"),
         ({"fractions": [0.5, 0.2, 0.2]}, "add up to 1"),
         ({"fractions": [1.2, -0.4, 0.2]}, "add up to 1"),
+        ({"fractions": [0, 0, 0]}, "add up to 1"),
         ({"fractions": "abc"}, "add up to 1"),
         ({"split_seed": "x"}, "`split_seed` must be a whole number"),
     ],
@@ -60,3 +61,8 @@ def test_too_few_to_split() -> None:
     with pytest.raises(UsageError, match="There are 2 groups, too few for the splits train, val, test"):
         split_names(["a", "b"], what="group", plural="groups")
     assert split_names(["a", "b"], fractions=(0.5, 0, 0.5)).keys() == {"train", "test"}
+
+
+def test_all_can_be_for_testing() -> None:
+    """For what another source was trained on."""
+    assert split_names(["a", "b"], fractions=(0, 0, 1)) == {"test": ["a", "b"]}

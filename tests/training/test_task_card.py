@@ -6,7 +6,7 @@ import torch
 
 from metalearn.errors import UsageError
 from metalearn.tasks import Sinusoid
-from metalearn.tasks.image_format import ImageFormat
+from metalearn.tasks.images.format import ImageFormat
 from metalearn.training.task_card import TASK, Scale, TaskCard, write_task_card
 
 CARDS = [

@@ -1,0 +1,1 @@
+"""Regression of functions: the families they are drawn from, and the tasks `Regression` and `Sinusoid`."""

@@ -1,0 +1,1 @@
+"""What other libraries hold, as task sources, and ours as theirs: a torch `Dataset`, a learn2learn `Taskset`."""

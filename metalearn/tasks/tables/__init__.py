@@ -1,0 +1,1 @@
+"""Tables of rows: how they are read and split, and the task `Arrays`."""

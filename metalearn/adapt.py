@@ -5,10 +5,10 @@ to the module instead of the function, whatever the package does. So the module 
 """
 
 import os
-import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
@@ -37,6 +37,10 @@ class _CallableModule(ModuleType):
 
     __call__ = staticmethod(inner.adapt)
 
+    def __reduce__(self) -> tuple[Callable[[str], ModuleType], tuple[str]]:
+        """Functions can be pickled, and so can what stands for one."""
+        return import_module, (self.__name__,)
+
 
 sys.modules[__name__].__class__ = _CallableModule
 
@@ -61,7 +65,7 @@ def command() -> NoReturn:
 
 
 def _run(argv: Sequence[str]) -> int:
-    arguments = [_quoted(argument) for argument in argv]
+    arguments = [configuration.quoted_path(argument, _PATHS) for argument in argv]
     if configuration.parse(arguments).multirun:
         raise UsageError("adapt uses one run at a time: leave -m out and call it once for each value.")
     return configuration.run_hydra("adapt", arguments, _adapt)
@@ -72,7 +76,7 @@ def _adapt(composed: Composed) -> None:
     run, support, query = (_given(name, getattr(asked, name)) for name in ("run", "support", "query"))
     output = Path(_given("output", asked.output)).expanduser()
     _check_free(output)
-    learner = load(run, checkpoint=asked.checkpoint.value, device=asked.device)
+    learner = load(run, checkpoint=asked.checkpoint.value, device=asked.device, source=asked.source)
     labelled = label_images(
         learner,
         Path(support).expanduser(),
@@ -82,8 +86,8 @@ def _adapt(composed: Composed) -> None:
         num_inner_steps=asked.num_inner_steps,
         batch_size=asked.batch_size,
     )
+    draw_gallery(labelled, output / PICTURE)  # first, as more can go wrong with it
     write_csv(labelled, output / CSV)
-    draw_gallery(labelled, output / PICTURE)
     print(as_text(labelled))
     if learner.transductive:
         print("(The model normalises by the set at hand: an image's label depends on the images it is labelled with.)")
@@ -105,21 +109,6 @@ def _check_free(output: Path) -> None:
     for name in (CSV, PICTURE):
         if (output / name).exists():
             raise UsageError(f"output={output} already holds {name}. Choose another output=….")
-
-
-def _quoted(argument: str) -> str:
-    r"""`support=My photos (1)` for Hydra, to whose grammar brackets and commas in a path mean something.
-
-    Example:
-        >>> print(_quoted("query=it's, here"))
-        query='it\'s, here'
-    """
-    name, equals, value = argument.partition("=")
-    plain = re.fullmatch(r"[\w./:-]*", value) or value[:1] in ("'", '"')
-    if name not in _PATHS or not equals or plain:
-        return argument
-    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)
-    return f"{name}='{escaped}'"
 
 
 if __name__ == "__main__":

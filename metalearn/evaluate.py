@@ -23,6 +23,7 @@ from metalearn import config as configuration
 from metalearn.config import Composed, EvaluateConfig, TrainConfig
 from metalearn.errors import UsageError
 from metalearn.training import Results, TaskCard, evaluate, find_checkpoint
+from metalearn.training.data_identity import check_data
 from metalearn.training.results import describe
 
 
@@ -64,6 +65,9 @@ def _evaluate(composed: Composed) -> None:
     # A run without validation has no best checkpoint: its results are the last one's too.
     checkpoint = find_checkpoint(folder if asked.checkpoint.value == "best" else folder / "checkpoints" / "last")
     experiment = configuration.build_experiment(config)
+    if asked_task is None:
+        # Other sizes of an episode can leave other groups of a test task out.
+        check_data(experiment, folder, test_task=not sizes)
     settings = experiment.settings
     num_episodes, num_inner_steps = settings.test_episodes, settings.num_inner_steps_eval
     results = evaluate(

@@ -22,7 +22,7 @@ from metalearn.config import Composed, TrainConfig
 from metalearn.errors import UsageError
 from metalearn.sweeps import PointRun
 from metalearn.training import Results, train
-from metalearn.training.run_directory import claimed, run_argument, run_status
+from metalearn.training.run_directory import claimed, claimed_beside, run_argument, run_status
 
 _MAY_CHANGE = ("meta.num_steps", "meta.log_every", "meta.checkpoint_every", "eval", "logger", "device", "task.root")
 
@@ -77,7 +77,8 @@ def _start(composed: Composed) -> None:
         if left_out:
             print(f"metalearn: left out what the new class does not take: {', '.join(left_out)}", file=sys.stderr)
         config = configuration.resolved(config, config_dir=composed.config_dir)
-        with claimed(folder, resume=resume):
+        claim = claimed_beside(folder) if composed.folder_is_ours else claimed(folder, resume=resume)
+        with claim as folder:
             _train(config, folder, resume=resume, point=composed.point)
     except UsageError:
         with suppress(OSError):  # a mistake found while building leaves no empty folder behind

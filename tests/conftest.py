@@ -1,6 +1,8 @@
 """What every test starts from: one thread, and real data where the machine has them."""
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,16 @@ if "METALEARN_DATA" not in os.environ and _DATA_BESIDE_THE_REPOSITORY.is_dir():
 # Also for the processes that tests start: threads that spin for each other make a busy machine many times slower.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _root_logger_as_it_was() -> Iterator[None]:
+    """A handler that one test leaves on the root logger would write to a stream that is closed in the next."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

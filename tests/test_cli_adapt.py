@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import os
 import shutil
 import subprocess
 import sys
@@ -66,6 +67,51 @@ def test_nothing_is_written_over(glyph_run: Path, capsys: pytest.CaptureFixture[
     assert [each.name for each in Path("out").iterdir()] == ["predictions.csv"]
 
 
+ODD_NAMES = [
+    "1.10", "1e3", "2024_01", "true", "null", "${now:%Y}", "a${b}", "'tis", '"quoted', "a=b", "x,y", "[1]", "{a: 1}",
+    "back\\", "it\\'s", "two\\\\", "\\${c}", " spaces ", "$1", "a:b", "~", "?", "'", '"', "ends'",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+@pytest.mark.parametrize("prefix", ["", "++"])
+def test_a_path_is_a_path_whatever_it_looks_like(
+    name: str, prefix: str, glyph_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    module = importlib.import_module("metalearn.adapt")
+    monkeypatch.setattr(module, "_adapt", lambda composed: asked.append(composed.config.query))
+    assert main([f"run={glyph_run}", "support=support", f"{prefix}query={name}"]) == 0
+    assert asked == [name]
+
+
+def test_what_is_quoted_already_is_taken_out_of_its_quotes(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(
+        importlib.import_module("metalearn.adapt"), "_adapt", lambda composed: asked.append(composed.config.query)
+    )
+    assert main(["query='my photos, 1'"]) == main(['query="my photos, 1"']) == 0
+    assert asked == ["my photos, 1"] * 2
+
+
+def test_a_class_whose_name_is_no_text_is_labelled(glyph_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    Path("support/cross").rename(Path("support") / name)
+    assert main(given(glyph_run, "query=support")) == 0
+    assert "caf?" in capsys.readouterr().out
+    assert Path("out/predictions.png").is_file()
+    assert b"caf\xe9" in Path("out/predictions.csv").read_bytes()
+
+
+def test_nothing_is_written_where_the_picture_fails(glyph_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise UsageError("no picture")
+
+    monkeypatch.setattr(importlib.import_module("metalearn.adapt"), "draw_gallery", fail)
+    assert main(given(glyph_run)) == 2
+    assert not Path("out").exists()
+
+
 def test_without_output_every_call_has_a_folder_of_its_own(glyph_run: Path) -> None:
     arguments = [each for each in given(glyph_run) if not each.startswith("output=")]
     assert main(arguments) == 0
@@ -73,9 +119,8 @@ def test_without_output_every_call_has_a_folder_of_its_own(glyph_run: Path) -> N
 
 
 MISTAKES = [
-    (["run=null"], "run= is missing"),
     (["run="], "give a folder"),
-    (["support=null"], "support= is missing"),
+    (["support="], "support= is missing"),
     (["query="], "query= is missing"),
     (["run=nowhere"], "run=nowhere is not there"),
     (["run=support"], "has no config.yaml"),
@@ -90,7 +135,11 @@ MISTAKES = [
     (["inverted=maybe"], "expected true or false, got 'maybe'"),
     (["batch_size=0"], "batch_size=0"),
     (["device=gpu"], "Did you mean"),
+    (["source=omniglot"], "source='omniglot': the task 'glyphs' has no sources"),
     (["quary=x"], "Did you mean 'query'?"),
+    (["model=mlp"], "Known: 'batch_size', 'checkpoint', 'device'"),
+    (["task.ways=5"], "there is no 'task'. Known: 'batch_size'"),
+    (["support=file"], "file is a file and no zip"),
     (["-m", "num_inner_steps=1,2"], "leave -m out"),
 ]
 

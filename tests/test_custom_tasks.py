@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,10 @@ class Blobs:
             return self.helper()
         if self.fail == "late" and split == "train" and list(indices)[0] >= 9:
             return self.helper()
+        if self.fail.startswith("later") and split in ("train", "test"):
+            return self.later(list(indices)[0] >= (9 if split == "train" else 4), x, y, keys)
         change = {
+            "exit": lambda: exit(),
             "negative": lambda: (x, y - 1, keys),
             "float": lambda: (x, y.float(), keys),
             "string": lambda: (x, torch.tensor(["cat", "dog"]), keys),
@@ -66,6 +70,14 @@ class Blobs:
             "wide": lambda: (torch.cat([x, x], -1), y, keys),
         }
         return change.get(self.fail, lambda: (x, y, keys))()
+
+    def later(self, now, x, y, keys):
+        change = {
+            "later labels": lambda: (x, y - 100, keys),
+            "later fewer": lambda: (x, y[:, :11], keys),
+            "later nan": lambda: (x / 0 * 0, y, keys),
+        }
+        return change[self.fail]() if now else (x, y, keys)
 
     def helper(self):
         raise ZeroDivisionError("no\\nblobs")
@@ -229,6 +241,63 @@ def test_what_was_trained_before_a_failure_is_kept_and_goes_on(capsys: pytest.Ca
     assert (Path("run") / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
 
 
+LATER_FAILURES = [
+    ("later labels", "the support labels run from -100 to -98, expected 0 … 2"),
+    ("later fewer", "the query labels have shape [3, 5], expected [3, 6]"),
+    ("later nan", "36 of the 36 values of the support inputs are not finite"),
+]
+
+
+@pytest.mark.parametrize(("fail", "expected"), LATER_FAILURES)
+def test_a_task_that_goes_wrong_later_is_told_and_the_run_is_kept(
+    fail: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = [*BLOBS, f"+task.fail={fail}", "model=mlp"]
+    assert train.main([*TINY, *wrong, "+task.split=train", "hydra.run.dir=run"]) == 2
+    told = capsys.readouterr().err
+    assert f"metalearn: Blobs.episodes('train', …): {expected}" in told
+    assert "At episodes 9 … 11." in told
+    assert "inner.lr" not in told
+    assert "Traceback" not in told
+    assert "Saved after meta step 3 in " in told
+    assert told.rstrip().endswith("python -m metalearn.train run=run")
+    # In the second batch of the final test: all of the training is kept.
+    assert train.main([*TINY, *wrong, "+task.split=test", "hydra.run.dir=tested"]) == 2
+    told = capsys.readouterr().err
+    assert f"metalearn: Blobs.episodes('test', …): {expected.replace('3, ', '2, ').replace('36', '24')}" in told
+    assert "At episodes 4 … 5." in told
+    assert "Saved after meta step 6 in " in told
+
+
+def test_an_exit_in_a_plug_in_is_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train.main([*TINY, *BLOBS, "+task.fail=exit", "model=mlp", "hydra.run.dir=run"]) == 2
+    assert "\nmetalearn: Blobs.episodes('train', …) raised SystemExit" in capsys.readouterr().err
+    Path("leaving.py").write_text("raise SystemExit(0)\n")
+    assert train.main([*TINY, "task=custom", "task._target_=leaving.Task", "model=mlp"]) == 2
+    assert "task._target_=leaving.Task can not be imported (SystemExit: 0)" in capsys.readouterr().err
+
+
+def test_two_runs_of_one_second_get_a_folder_each(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Clock:
+        @staticmethod
+        def now() -> datetime:
+            return datetime(2030, 1, 2)
+
+    monkeypatch.setattr("hydra.core.utils.datetime", Clock)
+    command = [*TINY, *BLOBS, "model=mlp", "meta.num_steps=1"]
+    folder = Path("outputs/custom/2030-01-02_00-00-00")
+    assert train.main(command) == 0
+    assert train.main(command) == 0
+    assert f"checkpoints: {folder.absolute()}-2\n" in capsys.readouterr().out
+    found = [results(f"{folder}{suffix}")["test"] for suffix in ("", "-2")]
+    assert found[0] == found[1]
+    # A folder that was asked for stays a mistake, whatever its name.
+    assert train.main([*command, f"hydra.run.dir={folder}"]) == 2
+    assert "already holds a finished run" in capsys.readouterr().err
+
+
 def test_a_module_that_does_not_load_shows_its_own_lines(capsys: pytest.CaptureFixture[str]) -> None:
     Path("half.py").write_text("import blobs\n\ndef broken(:\n    pass\n")
     assert train.main([*TINY, "task=custom", "task._target_=half.Task"]) == 2
@@ -291,6 +360,7 @@ TEST_TASK_MISTAKES = [
     (["test_task._target_=blobs.Blobs"], "has kind classification, the training task (sinusoid) regression"),
     (["test_task.shots=-2"], "`shots`"),
     (["test_task=[sinusoid]"], "test_task"),
+    (["test_task="], "test_task= names no task"),
 ]
 
 
@@ -313,6 +383,51 @@ def test_a_test_task_of_another_width_is_refused_with_the_fix(capsys: pytest.Cap
     told = capsys.readouterr().err
     assert "test_task (blobs) has num_outputs 4, the training task (blobs) 3" in told
     assert "ways=3" in told
+
+
+def test_a_test_task_of_other_inputs_is_not_advised_to_resize_pictures(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("wide.py").write_text(
+        "from metalearn.tasks import Sinusoid\n\n\nclass Wide(Sinusoid):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.input_shape = (3,)\n"
+    )
+    overrides = ["task=sinusoid", "test_task._target_=wide.Wide", "model.hidden=[8]", "hydra.run.dir=run"]
+    assert train.main([*TINY, *overrides]) == 2
+    told = capsys.readouterr().err
+    assert "has input_shape (3,), the training task (sinusoid) (1,)" in told
+    assert "image_size" not in told
+
+
+@pytest.mark.parametrize("method", ["return Blobs()", "return type(self)()"])
+def test_a_subclass_keeps_its_overrides_on_the_device(method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A `to` that names its class would train a subclass on the parent's episodes, and say nothing."""
+    Path("blobs.py").write_text(
+        MODULE.replace("        return self\n", f"        {method}\n") + '\n\nclass Mine(Blobs):\n    name = "mine"\n'
+    )
+    code = train.main([*TINY, "task=custom", "task._target_=blobs.Mine", "model=mlp", "hydra.run.dir=run"])
+    told = capsys.readouterr().err
+    if "type(self)" in method:
+        assert code == 0
+        assert results("run")["protocol"]["dataset"] == "blobs"  # its own `protocol` says so
+    else:
+        assert code == 2
+        assert "Mine.to(device) returned a Blobs" in told
+        assert "Write type(self)(…)" in told
+        assert not Path("run").exists()
+
+
+def test_what_a_task_says_of_itself_is_checked_before_the_first_step(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("blobs.py").write_text(MODULE + '\n\nclass Mine(Blobs):\n    label_names = ("a", "b")\n')
+    code = train.main([*TINY, "task=custom", "task._target_=blobs.Mine", "model=mlp", "hydra.run.dir=run"])
+    assert code == 2
+    assert "there are 2 label_names for num_outputs=3" in capsys.readouterr().err
+    assert not Path("run").exists()
+
+
+def test_a_run_that_is_called_like_a_number_is_found() -> None:
+    trained("1.10", "task=sinusoid", "model.hidden=[8]")
+    assert (Path("1.10") / "results.json").is_file()
+    assert evaluate.main(["run=1.10", "eval.num_episodes=2"]) == 0
+    assert list(Path("1.10/evaluations").glob("*.json"))
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ class Pendulum:
         return Episodes(support=(x[:, :seen], y[:, :seen]), query=(x[:, seen:], y[:, seen:]), key=keys)
 
     def to(self, device):
-        return Pendulum(self.shots, self.query_shots, device)
+        return type(self)(self.shots, self.query_shots, device)
 
     def protocol(self):
         return {"dataset": self.name, "shots": self.shots, "query_shots": self.query_shots}

@@ -10,7 +10,7 @@ from metalearn.config.hydra_app import (
     parse,
     run_hydra,
 )
-from metalearn.config.overrides import changes, check_folders, without_nulls
+from metalearn.config.overrides import changes, check_folders, quoted_path, without_nulls
 from metalearn.config.resolve import full_test_task, resolved
 from metalearn.config.schema import AdaptConfig, EvaluateConfig, TrainConfig
 from metalearn.config.stored import CONFIG, read_config, write_config
@@ -33,6 +33,7 @@ __all__ = [
     "guarded",
     "importable_folder",
     "parse",
+    "quoted_path",
     "read_config",
     "resolved",
     "run_hydra",

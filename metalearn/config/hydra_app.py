@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -25,15 +26,17 @@ from metalearn.config.choices import (
     warn_of_broken_packages,
 )
 from metalearn.config.explain import HYDRA_ERRORS, explain
-from metalearn.config.overrides import changes, check_folders, opened, without_nulls
+from metalearn.config.overrides import changes, check_folders, opened, texts_kept, without_nulls
 from metalearn.config.settings import settings_of
 from metalearn.config.sweeper import register_sweeper
 from metalearn.errors import PluginError, UsageError
 from metalearn.sweeps import DONE as POINT_DONE
 from metalearn.sweeps import Point, PointRun, read_point, run_point
 from metalearn.training import Interrupted
+from metalearn.training.guard import in_a_line, own_traceback
 
 DONE, MISTAKE, INTERRUPTED = 0, 2, 130
+_BY_THE_SECOND = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d")
 _LAUNCHERS = {
     "joblib": ("hydra_plugins.hydra_joblib_launcher", "sweep"),
     "submitit": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
@@ -50,6 +53,7 @@ class Composed:
         changed: the keys that the command line set.
         config_dir: the folder of `--config-dir`.
         point: what goes with it if the job is a point of a sweep.
+        folder_is_ours: nobody asked for that folder: it is named by the second in which the job started.
     """
 
     config: Any
@@ -57,6 +61,7 @@ class Composed:
     changed: frozenset[str] = field(default_factory=frozenset)
     config_dir: str | None = None
     point: PointRun | None = None
+    folder_is_ours: bool = False
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -88,7 +93,7 @@ def run_hydra(name: str, argv: Sequence[str], job: Callable[[Composed], None]) -
         raise UsageError(f"--config-dir={arguments.config_dir} is not a folder.")
     options = [each for each in argv if each not in arguments.overrides]
     check_folders(arguments.overrides)
-    arguments.overrides = opened(without_nulls(arguments.overrides, groups=_groups(arguments)))
+    arguments.overrides = opened(without_nulls(texts_kept(arguments.overrides), groups=_groups(arguments)))
     _check_sweep(arguments)
 
     def task(config: DictConfig) -> None:
@@ -96,7 +101,7 @@ def run_hydra(name: str, argv: Sequence[str], job: Callable[[Composed], None]) -
             _run_as_point(point, lambda run: job(replace(_composed(config, arguments.config_dir), point=run)))
             return
         # Hydra would print an exception in its own way; SystemExit passes through, and ends a multirun at a failure.
-        code = guarded(lambda: job(_composed(config, arguments.config_dir)), prefix=_job_prefix())
+        code = guarded(lambda: _without_exit(job, _composed(config, arguments.config_dir)), prefix=_job_prefix())
         if code != DONE:
             raise SystemExit(code)
 
@@ -108,7 +113,9 @@ def run_hydra(name: str, argv: Sequence[str], job: Callable[[Composed], None]) -
         except SystemExit as stop:
             return stop.code if isinstance(stop.code, int) else DONE
         except HYDRA_ERRORS as error:
-            message = explain(error, compose=_without_values(name, arguments), groups=_groups(arguments))
+            # Only a training chooses from groups; the other commands have keys alone.
+            groups = _groups(arguments) if name == "train" else set()
+            message = explain(error, compose=_without_values(name, arguments), groups=groups)
             raise UsageError(message) from None
         except yaml.YAMLError as error:
             raise UsageError(unreadable(error)) from None
@@ -191,11 +198,15 @@ def _say(text: str) -> None:
 
 def _composed(config: DictConfig, config_dir: str | None) -> Composed:
     job = HydraConfig.get()
+    folder = Path(job.runtime.output_dir)
+    asked = "hydra.run.dir" in changes(list(job.overrides.hydra))
     return Composed(
         config=settings_of(config),
-        run_directory=Path(job.runtime.output_dir),
+        run_directory=folder,
         changed=frozenset(changes(list(job.overrides.task))),
         config_dir=config_dir,
+        # An experiment's YAML may name a folder too: that one has no time in it.
+        folder_is_ours=not asked and not _is_multirun() and _BY_THE_SECOND.fullmatch(folder.name) is not None,
     )
 
 
@@ -214,6 +225,13 @@ def _run_as_point(point: Point, action: Callable[[PointRun], None]) -> None:
     outcome = run_point(point, action, directory=Path(HydraConfig.get().sweep.dir))
     if outcome.status not in POINT_DONE:
         raise _NotFinished(outcome.message)
+
+
+def _without_exit(job: Callable[[Composed], None], composed: Composed) -> None:
+    try:
+        job(composed)
+    except SystemExit as error:  # of a plug-in's: the exit code is ours to choose, and the job is not done
+        raise PluginError(f"the job ended itself ({in_a_line(error)})", own_traceback(error)) from error
 
 
 def _is_multirun() -> bool:

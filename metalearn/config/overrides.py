@@ -1,5 +1,6 @@
 """What a command line asks for, read and checked before Hydra sees it."""
 
+import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from metalearn.errors import UsageError
 
 _MAY_BE_NULL = {"experiment", "sweep"}
 _FOLDERS = {"hydra.run.dir", "hydra.sweep.dir", "run"}
+_FOLDER_ARGUMENTS = {"root", "cache_dir"}
 _OPEN = "test_task"
 
 
@@ -42,11 +44,60 @@ def opened(overrides: Sequence[str]) -> list[str]:
 
     `test_task=omniglot` is short for `test_task.name=omniglot`.
 
+    Raises:
+        UsageError: `test_task=` without a name.
+
     Example:
         >>> opened(["test_task=omniglot", "test_task.shots=5", "task.shots=1"])
         ['++test_task.name=omniglot', '++test_task.shots=5', 'task.shots=1']
     """
     return [_opened(text) for text in overrides]
+
+
+def quoted_path(text: str, keys: Collection[str]) -> str:
+    r"""`support=My photos (1)` in quotes, as Hydra's grammar gives a meaning to much that paths consist of.
+
+    Brackets and commas, but also 1.10, 1e3, 2024_01, true and null, and ${…}. What is in quotes already is Hydra's.
+
+    Example:
+        >>> print(quoted_path("query=it's, here", ["query"]), quoted_path("query=1.10", ["query"]))
+        query='it\'s, here' query='1.10'
+    """
+    key, _, value = text.partition("=")
+    if key.lstrip("+") not in keys or not value or _IN_QUOTES.fullmatch(value):
+        return text
+    return f"{key}={_in_quotes(value)}"
+
+
+def texts_kept(overrides: Sequence[str]) -> list[str]:
+    """`overrides` in which folders that look like numbers or truth values stay the texts that they are.
+
+    Example:
+        >>> texts_kept(["run=1.10", "task.root=2024_01", "seed=1"])
+        ["run='1.10'", "task.root='2024_01'", 'seed=1']
+    """
+    return [_text_kept(each) for each in overrides]
+
+
+def _text_kept(text: str) -> str:
+    key, _, given = text.partition("=")
+    name = key.lstrip("+")
+    if name not in _FOLDERS and name.rpartition(".")[2] not in _FOLDER_ARGUMENTS:
+        return text
+    override = _read(text)
+    if override.is_sweep_override() or not isinstance(override.value(), (bool, int, float)):
+        return text
+    return f"{key}={_in_quotes(given)}"
+
+
+_IN_QUOTES = re.compile("'([^'\\\\]|\\\\.)*'|" + '"([^"\\\\]|\\\\.)*"')
+
+
+def _in_quotes(value: str) -> str:
+    # Backslashes count only before what they escape: OmegaConf's ${, a quote, and the end.
+    value = re.sub(r"(\\*)\$\{", lambda found: f"{2 * found[1]}\\${{", value)
+    value = re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), value)
+    return f"'{value}'"
 
 
 def check_folders(overrides: Sequence[str]) -> None:
@@ -65,6 +116,8 @@ def check_folders(overrides: Sequence[str]) -> None:
 def _opened(text: str) -> str:
     key, _, value = text.partition("=")
     name = key.lstrip("+")
+    if name == _OPEN and "=" in text and not value.strip():
+        raise UsageError(f"{_OPEN}= names no task: give one, such as {_OPEN}=omniglot, or leave it out.")
     if name == _OPEN and value[:1] not in "{[" and value != "null":
         return f"++{_OPEN}.name={value}"
     return f"++{name}={value}" if name.startswith(f"{_OPEN}.") else text

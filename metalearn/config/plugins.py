@@ -86,7 +86,7 @@ def construct(
         return target(**arguments, **given)
     except UsageError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if own and not isinstance(error, (ValueError, OSError)):
             raise
         if own:
@@ -133,7 +133,7 @@ def _import(group: str, target: str) -> Any:
             f"{group}._target_={target}: there is no module {error.name!r}. It has to be installed, or lie in the "
             "current folder."
         ) from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         text = f"{group}._target_={target} can not be imported ({in_a_line(error)})."
         raise PluginError(text, own_traceback(error)) from error
     if module is None:

@@ -180,6 +180,7 @@ class AdaptConfig:
     support: str | None = None
     query: str | None = None
     output: str = "labelled"
+    source: str | None = None
     checkpoint: CheckpointName = CheckpointName.best
     num_inner_steps: int | None = _number(None, 0)
     inverted: bool | None = None

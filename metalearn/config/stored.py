@@ -76,6 +76,8 @@ def read_config(run_directory: Path, changes: Iterable[tuple[str, Any]] = ()) ->
         UsageError: there is none, it is not ours, or a change does not fit the schema.
     """
     path = run_directory / CONFIG
+    if run_directory.is_file():
+        raise UsageError(f"run={run_directory} is a file: give the folder of the run, such as {run_directory.parent}.")
     if not run_directory.exists():
         raise UsageError(f"run={run_directory} is not there. Give the folder of a run, such as outputs/glyphs/….")
     try:

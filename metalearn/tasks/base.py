@@ -1,8 +1,10 @@
 """What a task source is: episodes as a pure function of (split, index) under a seed."""
 
+import os
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -30,6 +32,7 @@ class TaskSource(ABC):
     - `image_format`: the `metalearn.tasks.images.format.ImageFormat` by which files became inputs.
     - `standardisation`: `{"inputs": {"mean": [...], "std": [...]}, "targets": the same or None}`, one number a feature.
     - `label_names`: what each output stands for, where that is the same in all tasks.
+    - `scaled_uint8`: whether uint8 values were multiplied by 1/255 (True) or taken as they are (False).
     """
 
     name: str
@@ -95,6 +98,20 @@ def episode_keys(
     # The name's checksum and not its position, so that a source with one split more draws the same episodes.
     root = random.fold_in(random.key(seed, device=device), zlib.crc32(split.encode()))
     return random.fold_in(root, index.to(torch.int64))
+
+
+def check_flag(name: str, value: object) -> bool:
+    """`value` if it is a truth value; a `UsageError` that names it otherwise: the text `"no"` would be true."""
+    if not isinstance(value, bool):
+        raise UsageError(f"`{name}` must be true or false, got {value!r}.")
+    return value
+
+
+def check_path(name: str, value: object) -> Path:
+    """The path that `value` is, with `~` resolved; a `UsageError` that names it for what is none."""
+    if not isinstance(value, (str, os.PathLike)) or isinstance(os.fspath(value), bytes):
+        raise UsageError(f"`{name}` must be the path of a file or folder, got {value!r}.")
+    return Path(value).expanduser()
 
 
 def check_count(name: str, value: object, *, minimum: int = 1) -> int:

@@ -62,7 +62,9 @@ def attribute_findings(source: Any) -> list[Finding]:
     return findings
 
 
-def batch_findings(source: Any, episodes: Any, *, num_tasks: int, dtype: torch.dtype = torch.float32) -> list[Finding]:
+def batch_findings(
+    source: Any, episodes: Any, *, num_tasks: int, dtype: torch.dtype = torch.float32, values: bool = True
+) -> list[Finding]:
     """What is wrong with one batch of episodes, each kind of mistake once; in the order in which to mend them.
 
     Args:
@@ -70,18 +72,19 @@ def batch_findings(source: Any, episodes: Any, *, num_tasks: int, dtype: torch.d
         episodes: what its method `episodes` returned.
         num_tasks: how many it was asked for.
         dtype: of the inputs, that of the model.
+        values: whether to look at all values too; shapes, dtypes and labels cost next to nothing.
     """
     if not isinstance(episodes, Episodes):
         text = f"it returned {_kind_of(episodes)}, expected metalearn.Episodes."
         return [Finding("episodes", text, "Return Episodes(support=(x, y), query=(x, y), key=keys).")]
     found: dict[str, Finding] = {}
     for name in ("support", "query"):
-        for finding in _set_findings(source, name, getattr(episodes, name), num_tasks, dtype):
+        for finding in _set_findings(source, name, getattr(episodes, name), num_tasks, dtype, values=values):
             found.setdefault(finding.check, finding)
             if finding.check in _STRUCTURE:
                 break
     if not found:
-        for finding in _episode_findings(source, episodes, num_tasks):
+        for finding in _episode_findings(source, episodes, num_tasks, values=values):
             found.setdefault(finding.check, finding)
     return list(found.values())
 
@@ -130,7 +133,9 @@ _STRUCTURE = {"set", "tensors", "task axis", "tasks", "input_shape", "examples",
 """After one of these mistakes nothing else of the set can be looked at."""
 
 
-def _set_findings(source: Any, name: str, examples: Any, num_tasks: int, dtype: torch.dtype) -> Iterator[Finding]:
+def _set_findings(
+    source: Any, name: str, examples: Any, num_tasks: int, dtype: torch.dtype, *, values: bool
+) -> Iterator[Finding]:
     if not isinstance(examples, tuple) or len(examples) not in (2, 3):
         text = f"the {name} set is {_kind_of(examples)}, expected a tuple of inputs and targets."
         yield Finding("set", text, f"Return Episodes({name}=(x, y), …).")
@@ -145,6 +150,23 @@ def _set_findings(source: Any, name: str, examples: Any, num_tasks: int, dtype: 
         yield from _present_findings(source, name, examples[1], examples[2])
     yield from _dtype_findings(name, examples[0], dtype)
     yield from _target_findings(source, name, examples)
+    if any(part.requires_grad for part in examples[:2]):
+        text = f"the {name} set requires grad: it carries the graph of what made it into every meta step."
+        yield Finding("gradient", text, "Detach it: return x.detach(), or draw it under torch.no_grad().")
+    if values:
+        yield from _finite_findings(name, examples)
+
+
+def _finite_findings(name: str, examples: Sequence[Any]) -> Iterator[Finding]:
+    fixes = {
+        "inputs": "Drop or fill the missing values, and look for a division by zero.",
+        "targets": "Look for a division by zero, or a simulation that blows up.",
+    }
+    for value, (what, fix) in zip(examples, fixes.items(), strict=False):
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            count = int((~value.isfinite()).sum())
+            text = f"{count} of the {value.numel()} values of the {name} {what} are not finite (NaN or infinity)."
+            yield Finding("finite", text, fix)
 
 
 def _shape_findings(source: Any, name: str, inputs: Tensor, num_tasks: int) -> Iterator[Finding]:
@@ -168,10 +190,6 @@ def _dtype_findings(name: str, inputs: Tensor, dtype: torch.dtype) -> Iterator[F
     if inputs.dtype not in (dtype, torch.int64):
         scaled = f".to({dtype})" + (" / 255" if inputs.dtype == torch.uint8 else "")
         yield Finding("dtype", f"the {name} inputs are {inputs.dtype}, expected {dtype}.", f"Return inputs{scaled}.")
-    elif inputs.is_floating_point() and not bool(inputs.isfinite().all()):
-        count = int((~inputs.isfinite()).sum())
-        text = f"{count} of the {inputs.numel()} values of the {name} inputs are not finite (NaN or infinity)."
-        yield Finding("finite", text, "Drop or fill the missing values, and look for a division by zero.")
 
 
 def _target_findings(source: Any, name: str, examples: Sequence[Any]) -> Iterator[Finding]:
@@ -205,9 +223,6 @@ def _value_findings(name: str, targets: Tensor, expected: list[int], inputs: Ten
     elif inputs.is_floating_point() and targets.dtype != inputs.dtype:
         text = f"the {name} targets are {targets.dtype} and the inputs {inputs.dtype}, expected the same."
         yield Finding("targets", text, f"Return targets.to({inputs.dtype}).")
-    elif not bool(targets.isfinite().all()):
-        text = f"{int((~targets.isfinite()).sum())} of the {targets.numel()} {name} targets are not finite."
-        yield Finding("finite", text, "Look for a division by zero, or a simulation that blows up.")
 
 
 def _label_findings(source: Any, name: str, labels: Tensor) -> Iterator[Finding]:
@@ -230,7 +245,7 @@ def _present_findings(source: Any, name: str, targets: Tensor, present: Any) -> 
             yield Finding("present", text, "Pad with metalearn.tasks.padding.pad_examples.")
             return
     real = present.examples
-    if bool((real[:, 1:] & ~real[:, :-1]).any()) or not bool(real[:, 0].all()):
+    if bool((real[:, 1:] & ~real[:, :-1]).any()) or not bool(real[:, :1].all()):
         text = f"`Present.examples` of the {name} set has padding before a real row."
         yield Finding("present", text, "Real rows come first, at least one an episode, padding after them.")
         return
@@ -241,8 +256,8 @@ def _present_findings(source: Any, name: str, targets: Tensor, present: Any) -> 
         yield Finding("present", text, f"Set the targets of padding to {fill}, so that no loss can count them.")
 
 
-def _episode_findings(source: Any, episodes: Episodes, num_tasks: int) -> Iterator[Finding]:
-    if source.kind == "classification":
+def _episode_findings(source: Any, episodes: Episodes, num_tasks: int, *, values: bool) -> Iterator[Finding]:
+    if values and source.kind == "classification":
         yield from _class_findings(source, episodes)
     key = episodes.key
     if key is None:

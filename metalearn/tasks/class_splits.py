@@ -1,7 +1,7 @@
 """Which classes (or groups) belong to which split: by lists, or shuffled by a seed. No name is ever in two."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,7 +49,7 @@ def split_names(
     for split, listed in splits.items():
         if split not in SPLITS:
             raise UsageError(f"Unknown split {split!r} in `splits`. {did_you_mean(str(split), SPLITS)}")
-        if isinstance(listed, (str, int)) or not listed:
+        if isinstance(listed, str) or not isinstance(listed, Iterable) or not list(listed):
             raise UsageError(f"splits.{split} must be a list of {plural}, such as [a, b], got {listed!r}.")
         for name in map(str, listed):
             if name not in known:
@@ -81,8 +81,8 @@ def _shuffled(names: Sequence[str], seed: int, fractions: Sequence[float], plura
             f"There are {len(names)} {plural}, too few for the splits {', '.join(used)}. Give more, or other"
             " `fractions`."
         )
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise UsageError(f"`split_seed` must be a whole number, got {seed!r}.")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
+        raise UsageError(f"`split_seed` must be a whole number below 2**63, got {seed!r}.")
     sizes = _sizes(len(names), [shares[split] for split in used])
     order: list[int] = random.choose(random.key(torch.tensor(seed)), len(names), len(names)).tolist()
     found, start = {}, 0

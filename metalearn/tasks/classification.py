@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metalearn import random
 from metalearn.errors import UsageError
-from metalearn.tasks.base import TaskSource, check_count, episode_keys
+from metalearn.tasks.base import TaskSource, check_count, check_flag, episode_keys
 from metalearn.tasks.classes import Classes
 from metalearn.tasks.counts import Count, span
 from metalearn.tasks.padding import NO_LABEL
@@ -39,6 +39,7 @@ class ClassificationSource(TaskSource):
         rotations: whether every class turned by 90, 180 and 270 degrees is a class of its own.
         class_names: the names of the classes by split, for sources that have them.
         image_format: how a picture's file becomes an input, for sources of pictures.
+        scaled_uint8: whether 255 became 1.0; `None` for pictures of float32, of which nobody knows.
 
     Example:
         >>> images = torch.randint(0, 256, (6, 4, 1, 8, 8), dtype=torch.uint8)
@@ -85,16 +86,17 @@ class ClassificationSource(TaskSource):
             split: each if isinstance(each, Classes) else Classes.of(each) for split, each in classes.items()
         }
         self.name, self.splits = name, tuple(self.classes)
-        self.input_shape = _common_shape(self.classes, rotations)
+        self.input_shape = _common_shape(self.classes, check_flag("rotations", rotations))
         self._ways, self._shots = span("ways", ways, minimum=2), span("shots", shots, minimum=1)
         self.ways = self.num_outputs = self._ways.high
         self.shots = self._shots.high
         self.query_shots = check_count("query_shots", query_shots)
-        self.imbalanced, self.rotations = imbalanced, rotations
+        self.imbalanced, self.rotations = check_flag("imbalanced", imbalanced), check_flag("rotations", rotations)
         if imbalanced and self._shots.is_fixed:
             raise UsageError(f"imbalanced=true needs a range of shots, such as [1, 5], got shots={shots}.")
         self.augment = None if augment is None else _augmentation(augment, self.input_shape)
         self.image_format = image_format
+        self.scaled_uint8 = _scaled(self.classes, self.input_shape)
         self.class_names = {split: each.names for split, each in self.classes.items() if each.names}
         self._details = dict(details or {})
         self._starts = {split: each.starts for split, each in self.classes.items()}
@@ -253,6 +255,13 @@ def _augmentation(augment: Any, image_shape: tuple[int, ...]) -> Any:
     from metalearn.tasks.images.augmentation import Augmentation  # torchvision takes a second to import
 
     return Augmentation.of(augment, image_shape=image_shape)
+
+
+def _scaled(classes: Mapping[str, Classes], shape: tuple[int, ...]) -> bool | None:
+    if all(each.examples.dtype == torch.uint8 for each in classes.values()):
+        return True
+    # What made float32 of a picture (a transform that divides by 255, or none) happened before.
+    return None if len(shape) == 3 else False
 
 
 def _common_shape(classes: Mapping[str, Classes], rotations: bool) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ import itertools
 import math
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -35,6 +35,7 @@ class Mixture(TaskSource):
         components: the sources by name.
         weights: of each, adding up to 1.
         class_names: by split, the classes of the sources that name theirs, as `component/class`.
+        differing: the optional attributes (`image_format`, `standardisation`, …) that the sources do not agree on.
 
     Example:
         >>> from metalearn.tasks import Sinusoid
@@ -47,6 +48,7 @@ class Mixture(TaskSource):
     image_format: Any
     standardisation: Any
     label_names: Any
+    scaled_uint8: Any
 
     def __init__(
         self,
@@ -66,6 +68,8 @@ class Mixture(TaskSource):
         Raises:
             UsageError: no source, a wrong weight, sources that do not go together, or such a shared class.
         """
+        if not isinstance(sources, Mapping | Sequence) or isinstance(sources, str):
+            raise UsageError(f"A mixture is of {{name: (source, weight)}} or [(source, weight)], got {sources!r}.")
         named = sources if isinstance(sources, Mapping) else _named(sources)
         checked = {str(each): _checked(str(each), pair) for each, pair in named.items()}
         if not checked:
@@ -85,9 +89,10 @@ class Mixture(TaskSource):
         if not allow_shared_classes:
             _refuse_shared_classes(self.components)
         # What other code asks a source for, where the sources agree on it.
-        for attribute in ("image_format", "standardisation", "label_names"):
-            values = [getattr(source, attribute, None) for source in self.components.values()]
-            setattr(self, attribute, values[0] if all(value == values[0] for value in values) else None)
+        self.differing = tuple(each for each in _OPTIONAL if _differs(self.components.values(), each))
+        for attribute in _OPTIONAL:
+            value = None if attribute in self.differing else getattr(first, attribute, None)
+            setattr(self, attribute, value)
         self._layouts = {split: self._layout(split) for split in self.splits}
         self._device = torch.device("cpu")
 
@@ -217,6 +222,16 @@ def _checked(name: str, pair: Any) -> tuple[Any, float]:
 
 def _plain(value: Any) -> Any:
     return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+
+
+_OPTIONAL = ("image_format", "standardisation", "label_names", "scaled_uint8")
+
+
+def _differs(sources: Collection[Any], attribute: str) -> bool:
+    """Whether sources say different things, or one is a mixture of such."""
+    values = [_plain(getattr(source, attribute, None)) for source in sources]
+    inside = any(attribute in getattr(source, "differing", ()) for source in sources)
+    return inside or any(value != values[0] for value in values)
 
 
 def _signature(source: TaskSource) -> str:

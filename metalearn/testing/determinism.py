@@ -3,7 +3,7 @@
 import random as python_random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from metalearn.tasks.checks import Finding, real_rows
+from metalearn.tasks.checks import Finding, batch_findings, real_rows
 from metalearn.types import Episodes
 
 _FROM_INDEX = (
@@ -49,12 +49,28 @@ class Draws:
     def __call__(
         self, split: str, indices: Sequence[int] | None = None, *, seed: int | None = None, source: Any = None
     ) -> Episodes:
-        """The episodes of `split`, from `source` where another one is given."""
+        """The episodes of `split`, from `source` where another one is given; `Broken` where they are no episodes."""
+        source = self.source if source is None else source
+        indices = range(self.num_episodes) if indices is None else indices
+        found = self.unchecked(split, indices, seed=seed, source=source)
+        # Every batch, before anything is taken apart: a later one may have another form than the first.
+        findings = batch_findings(source, found, num_tasks=len(indices))
+        if findings:
+            which = f"{indices}, seed={self.seed if seed is None else seed}"
+            first = findings[0]
+            raise Broken(replace(first, text=f"in episodes({split!r}, {which}), {first.text}"))
+        return found
+
+    def unchecked(
+        self, split: str, indices: Sequence[int] | None = None, *, seed: int | None = None, source: Any = None
+    ) -> Episodes:
+        """The same before any look at what the source returned."""
+        source = self.source if source is None else source
         indices = range(self.num_episodes) if indices is None else indices
         seed = self.seed if seed is None else seed
         try:
-            found: Episodes = (self.source if source is None else source).episodes(split, indices, seed=seed)
-        except Exception as error:
+            found: Episodes = source.episodes(split, indices, seed=seed)
+        except (Exception, SystemExit) as error:
             text = f"episodes({split!r}, {indices}, seed={seed}) raised {type(error).__name__}: {error}."
             fix = "It has to take any list of whole numbers. The traceback is above this error."
             raise Broken(Finding("raises", text, fix, error)) from error

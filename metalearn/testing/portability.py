@@ -50,6 +50,11 @@ def _device_finding(source: Any, draws: Draws, batches: Mapping[str, Episodes], 
         return Finding(
             "devices", text, "Return a task source: `self` if it has no tensors, else a copy.copy with them moved."
         )
+    if type(moved) is not type(source):
+        text = (
+            f"to({device.type!r}) returned a {type(moved).__name__}, so what {type(source).__name__} overrides is lost."
+        )
+        return Finding("devices", text, "Write type(self)(…), or change a copy.copy(self), in `to`.")
     found = draws(split, _FEW, source=moved)
     elsewhere = {leaf.device.type for leaf in tree.tensors(found)} - {device.type}
     if elsewhere:

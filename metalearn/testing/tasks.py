@@ -18,6 +18,14 @@ CHECKS = (
 )  # fmt: skip
 
 
+_NEEDED = {
+    "train": "a run trains on it.",
+    "val": "a run chooses its checkpoint on it (eval.val_episodes=0 for a run without).",
+    "test": "a run ends with a test on it (test_task=… for the one of another source).",
+}
+"""The splits that a run asks for, and what for."""
+
+
 @dataclass(frozen=True)
 class TaskReport:
     """What `check_task` found out about a source that has no mistake.
@@ -27,7 +35,7 @@ class TaskReport:
         splits: those that were looked at.
         num_episodes: how many of each.
         warnings: what is allowed and may be unintended, a sentence or two each.
-        milliseconds_per_episode: processor time of sampling one episode, in a batch.
+        milliseconds_per_episode: time of sampling one episode, in a batch.
         share_of_meta_step: that time as a part of a MAML step of Conv-4 on the same episode; `None` unless the inputs
             are images.
         checks: what was tried.
@@ -98,7 +106,11 @@ def check_task(
         leaks = Leaks(allowed=allow_duplicates)
         findings = _deep_findings(source, draws, batches, leaks)
         _raise_if(source, findings)
-        speed = measure_speed(draws, chosen[0])
+        try:
+            speed = measure_speed(draws, chosen[0])
+        except Broken as broken:
+            _raise_if(source, [broken.finding])
+            raise
     return TaskReport(
         name=source.name,
         splits=chosen,
@@ -115,7 +127,7 @@ def _batches(source: Any, draws: Draws, splits: Sequence[str]) -> tuple[dict[str
     found: dict[str, tuple[Finding, list[str]]] = {}
     for split in splits:
         try:
-            batches[split] = draws(split)
+            batches[split] = draws.unchecked(split)
             findings = batch_findings(source, batches[split], num_tasks=draws.num_episodes)
         except Broken as broken:
             findings = [broken.finding]
@@ -154,6 +166,8 @@ def _deep_findings(source: Any, draws: Draws, batches: dict[str, Episodes], leak
 
 def _warnings(source: Any, batches: dict[str, Episodes], leaks: Leaks, speed: Speed) -> list[str]:
     warnings = [*leaks.warnings, *class_warnings(source, tuple(batches)), *speed.warnings()]
+    warnings += [f"There is no split {split!r}: {needed}" for split, needed in _NEEDED.items()
+                 if split not in source.splits]  # fmt: skip
     if any(batch.key is None for batch in batches.values()):
         warnings.append(
             "The episodes have no `key`: a model with dropout draws the same mask in every one. Add "

@@ -9,10 +9,10 @@ The room takes plain objects and knows nothing of configuration files:
     train(experiment, run_directory, *, resume=False, logger=None, progress=None, resume_command=None,
           on_validation=None, stop=None) -> Results
         Trains, validates, tests and fills `run_directory`: metrics.jsonl, results.json, curves.png, (fit.png,)
-        task.json, checkpoints/last, checkpoints/best. A new run needs a directory without a run in it; `resume=True` needs an
-        interrupted one, written under the same `experiment.config`. Raises `Interrupted` after SIGINT or SIGTERM, when
-        the step is done and saved (its text ends with `resume_command`; exit code 130), `KeyboardInterrupt` at a
-        second signal, and `UsageError` for what the user can mend (exit code 2).
+        task.json, data.json, checkpoints/last, checkpoints/best. A new run needs a directory without a run in it;
+        `resume=True` needs an interrupted one, written under the same `experiment.config`. Raises `Interrupted` after
+        SIGINT or SIGTERM, when the step is done and saved (its text ends with `resume_command`; exit code 130),
+        `KeyboardInterrupt` at a second signal, and `UsageError` for what the user can mend (exit code 2).
 
     evaluate(experiment, checkpoint, *, num_episodes=None, num_inner_steps=None, split="test", baseline=True,
              progress=None) -> Results

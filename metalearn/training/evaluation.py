@@ -8,7 +8,7 @@ import torch
 
 from metalearn.errors import UsageError, did_you_mean
 from metalearn.training.experiment import Source
-from metalearn.training.guard import blamed
+from metalearn.training.guard import GuardedSource, blamed
 from metalearn.training.progress import Progress
 from metalearn.types import Tensors
 
@@ -26,7 +26,7 @@ class Measurement:
         num_inner_steps: inner steps of adaptation.
     """
 
-    source: Source
+    source: GuardedSource
     split: str
     seed: int
     num_episodes: int
@@ -61,16 +61,22 @@ def measure(
         name: what `progress` calls it.
         progress: where to report to.
         check: called before each batch; what it raises ends the measurement.
+
+    Raises:
+        PluginError: a user's own code failed, or the episodes are not what they have to be.
     """
     batches: list[Tensors] = []
+    source = measurement.source
     with progress.phase(name, measurement.num_episodes, unit="episodes") as phase:
         for start in range(0, measurement.num_episodes, measurement.batch_size):
             check()
             indices = range(start, min(start + measurement.batch_size, measurement.num_episodes))
-            episodes = measurement.source.episodes(measurement.split, indices, seed=measurement.seed)
-            with blamed():
+            episodes = source.episodes(measurement.split, indices, seed=measurement.seed)
+            with source.suspected(measurement.split, indices, episodes), blamed():
                 found = execution.evaluate(problem, meta, episodes, num_inner_steps=measurement.num_inner_steps)
             batches.append({metric: values.detach().cpu() for metric, values in found.items()})
+            if not all(bool(values.isfinite().all()) for values in batches[-1].values()):
+                source.check_batch(measurement.split, indices, episodes)
             phase.advance(len(indices))
     return {metric: torch.cat([batch[metric] for batch in batches]) for metric in batches[0]}
 

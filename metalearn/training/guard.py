@@ -2,7 +2,8 @@
 
 A user's task source, model, algorithm or loss runs deep inside this library and torch. What it raises becomes a
 `PluginError`: one line that says which method failed and why, and the part of the traceback that lies in the user's
-own code. Nothing is wrapped around a step but a `try`.
+own code. Nothing is wrapped around a step but a `try`. Of every batch the shapes, dtypes and labels are looked at; all
+values are for the first batch of a split, and for one that a step failed on.
 """
 
 import contextlib
@@ -26,14 +27,14 @@ from metalearn.types import Episodes
 
 @dataclass(frozen=True)
 class GuardedSource:
-    """A task source whose failures are told as its own, and whose first batch of each split is checked.
+    """A task source whose failures are told as its own, and whose batches are checked.
 
     Everything else of it is reached through this object as if it were not there.
 
     Attributes:
         source: the task source.
         dtype: of the inputs, that of the model.
-        checked: the splits whose episodes have been looked at; remembered, so that no later batch costs anything.
+        checked: the splits of which a batch has been looked at in every respect; later ones are given a cheap look.
     """
 
     source: Any
@@ -51,20 +52,48 @@ class GuardedSource:
         return tuple(self.source.splits)
 
     def episodes(self, split: str, indices: Sequence[int] | Tensor, *, seed: int = 0) -> Episodes:
-        """What the source returns; `UsageError` for what is no batch of episodes."""
+        """What the source returns; `PluginError` for what is no batch of episodes."""
         with blamed(f"{_name_of(self.source)}.episodes({split!r}, …)", plugin=self.source):
             episodes: Episodes = self.source.episodes(split, indices, seed=seed)
-        if split not in self.checked:
-            found = batch_findings(self.source, episodes, num_tasks=len(indices), dtype=self.dtype)
-            # A query class without a support example is odd, and `check_task` says so; it can be trained on.
-            findings = [each for each in found if each.check != "classes"]
-            if findings:
-                raise UsageError(
-                    f"{_name_of(self.source)}.episodes({split!r}, …): {findings[0]}"
-                    f"{_others(findings)} (metalearn.testing.check_task tells more.)"
-                )
-            self.checked.add(split)
+        self.check_batch(split, indices, episodes, values=split not in self.checked)
+        self.checked.add(split)
         return episodes
+
+    def check_batch(
+        self, split: str, indices: Sequence[int] | Tensor, episodes: Episodes, *, values: bool = True
+    ) -> None:
+        """Looks at a batch of `split`, with or without the values of its inputs and targets.
+
+        Raises:
+            PluginError: it is not what episodes have to be; nothing of the user's raised, so it has no traceback.
+        """
+        found = batch_findings(self.source, episodes, num_tasks=len(indices), dtype=self.dtype, values=values)
+        # A query class without a support example is odd, and `check_task` says so; it can be trained on.
+        findings = [each for each in found if each.check != "classes"]
+        if findings:
+            which = f" At episodes {_shown(indices)}." if split in self.checked else ""
+            raise PluginError(
+                f"{_name_of(self.source)}.episodes({split!r}, …): {findings[0]}{_others(findings)}{which} "
+                "(metalearn.testing.check_task tells more.)"
+            )
+
+    @contextlib.contextmanager
+    def suspected(self, split: str, indices: Sequence[int] | Tensor, episodes: Episodes) -> Iterator[None]:
+        """Where the block fails on these episodes, they are looked at before anything else is blamed.
+
+        Raises:
+            PluginError: the episodes are not what they have to be.
+        """
+        try:
+            yield
+        except Exception as error:
+            try:
+                self.check_batch(split, indices, episodes)
+            except PluginError as finding:
+                raise finding from error
+            except RuntimeError:  # a device that failed in the block answers nothing any more
+                raise error from None
+            raise
 
     def to(self, device: torch.device | str) -> "GuardedSource":
         """The same source on `device`."""
@@ -72,6 +101,11 @@ class GuardedSource:
             moved = self.source.to(device)
         if moved is None:
             raise UsageError(f"{_name_of(self.source)}.to(device) returned None. Return the source on that device.")
+        if type(moved) is not type(self.source):
+            raise UsageError(
+                f"{_name_of(self.source)}.to(device) returned a {_name_of(moved)}, so what {_name_of(self.source)} "
+                "overrides would be lost. Write type(self)(…), or change a copy.copy(self), in `to`."
+            )
         return GuardedSource(moved, self.dtype, self.checked)
 
     def protocol(self) -> dict[str, Any]:
@@ -114,7 +148,7 @@ def blamed(call: str | None = None, *, plugin: Any = None) -> Iterator[None]:
         yield
     except UsageError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # `exit()` in a plug-in would end the run as if it were done
         guilty = _guilty_call(error)
         if call is not None and plugin is not None and not _is_ours(type(plugin).__module__):
             guilty = call
@@ -194,6 +228,11 @@ def _is_ours(module: str) -> bool:
 
 def _name_of(plugin: Any) -> str:
     return type(plugin).__name__
+
+
+def _shown(indices: Sequence[int] | Tensor) -> str:
+    numbers = [int(index) for index in indices]
+    return f"{numbers[0]} … {numbers[-1]}" if len(numbers) > 1 else str(numbers[0])
 
 
 def _others(findings: Sequence[Any]) -> str:

@@ -90,6 +90,7 @@ def check_same_form(source: Any, test_source: Any) -> None:
         if isinstance(wanted, Sequence) and not isinstance(wanted, str):
             wanted, found = tuple(wanted), tuple(found)
         if found != wanted:
+            fix = fix if name != "input_shape" or len(wanted) == len(found) == 3 else _NO_PICTURES
             raise UsageError(
                 f"test_task ({test_source.name}) has {name} {found}, the training task ({source.name}) {wanted}: "
                 f"the model fits one of them. {fix.format(wanted=wanted, size=_last(wanted))}"
@@ -101,6 +102,8 @@ _FORM = {
     "input_shape": "Give both the same, for images by image_size={size} and the same colour (color=grey or rgb).",
     "num_outputs": "Give both the same, for a classification by ways={wanted}.",
 }
+
+_NO_PICTURES = "Choose a test_task of the same inputs."
 
 
 def _last(wanted: Any) -> Any:

@@ -42,13 +42,13 @@ class MetaStep:
         """
         settings = self.laboratory.experiment.settings
         first = state.step * settings.batch_size
-        episodes = self.laboratory.source.episodes(
-            "train", range(first, first + settings.batch_size), seed=settings.seed
-        )
-        with blamed():
+        source, indices = self.laboratory.source, range(first, first + settings.batch_size)
+        episodes = source.episodes("train", indices, seed=settings.seed)
+        with source.suspected("train", indices, episodes), blamed():
             outcome = self._gradient_at(state.buffers)(state.meta, episodes)
-        metrics = _scalars(outcome.value, outcome.grads, outcome.aux.metrics)
-        _refuse_divergence(metrics, state, self.laboratory.experiment)
+            metrics = _scalars(outcome.value, outcome.grads, outcome.aux.metrics)
+            # In the block: inputs that are no numbers are told before any rate is blamed.
+            _refuse_divergence(metrics, state, self.laboratory.experiment)
         _step(state, outcome.grads, norm=metrics["grad_norm"], experiment=self.laboratory.experiment)
         # A parameter that forward assigned to is a task's own state, and does not return to the model.
         merged = {name: value for name, value in outcome.aux.buffers.items() if name in state.buffers}

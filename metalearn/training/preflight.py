@@ -1,8 +1,8 @@
 """Before the first step: one look at everything of a user's own that a run will call, while nothing is lost yet.
 
 Two episodes of every split that will be needed, the protocol of both sources, and one task adapted and judged in
-training and in evaluation mode. A test split that fails, or a model whose output has the wrong shape, is so found now
-and not after hours of training.
+training and in evaluation mode. A test split that fails, a model whose output has the wrong shape, or a loss that
+counts padding, is so found now and not after hours of training.
 """
 
 from collections.abc import Callable
@@ -13,13 +13,17 @@ from torch import Tensor
 
 from metalearn import losses, tree
 from metalearn.errors import UsageError
+from metalearn.execution import Loop
 from metalearn.training.evaluation import check_split
 from metalearn.training.guard import GuardedSource, blamed
 from metalearn.training.laboratory import Laboratory
+from metalearn.training.loss_check import check_loss, check_signature
 from metalearn.training.padding_check import check_padding
+from metalearn.training.task_card import TaskCard
 from metalearn.types import Episodes, Present, Tensors
 
 _NUM_TASKS = 2
+_NUM_TASKS_PADDED = 8  # some of them are of another size than the largest
 
 
 def check_plugins(laboratory: Laboratory) -> None:
@@ -33,20 +37,47 @@ def check_plugins(laboratory: Laboratory) -> None:
     check_split(laboratory.test_source, "test", wanted_for="the final test")
     if settings.validates:
         check_split(laboratory.source, "val", wanted_for="validation (eval.val_episodes=0 for none)")
-        _drawn(laboratory.source, "val", settings.seed)
+        _check_signature(laboratory, _drawn(laboratory.source, "val", settings.seed))
     for source in (laboratory.source, laboratory.test_source):
         source.protocol()
+        TaskCard.of(source.source)
     trained = _drawn(laboratory.source, "train", settings.seed)
     tested = _drawn(laboratory.test_source, "test", settings.seed)
     meta, buffers = laboratory.initial_meta(), laboratory.initial_buffers()
     for problem_of, episodes in ((laboratory.train_problem, trained), (laboratory.eval_problem, tested)):
+        _check_signature(laboratory, episodes)
         _try(_with_checked_loss(laboratory, problem_of, buffers), laboratory, meta, episodes)
-    check_padding(laboratory.source, laboratory.train_model, split="train", seed=settings.seed)
-    check_padding(laboratory.test_source, laboratory.eval_model, split="test", seed=settings.seed)
+    check_padded(laboratory, laboratory.source, "train")
+    if settings.validates:
+        check_padded(laboratory, laboratory.source, "val")
+    check_padded(laboratory, laboratory.test_source, "test")
 
 
-def _drawn(source: GuardedSource, split: str, seed: int) -> Episodes:
-    return source.episodes(split, range(_NUM_TASKS), seed=seed)
+def check_padded(laboratory: Laboratory, source: GuardedSource, split: str) -> None:
+    """Whether the model and the algorithm's loss are exact on padded episodes, where those of `split` are padded.
+
+    Raises:
+        UsageError: they are not; a `PluginError` for what a user's own code raised.
+    """
+    seed, model = laboratory.experiment.settings.seed, laboratory.train_model
+    episodes = _drawn(source, split, seed, num_tasks=_NUM_TASKS_PADDED)
+    _check_signature(laboratory, episodes)
+    if isinstance(laboratory.experiment.execution, Loop):
+        return  # it cuts the padding off: no model or loss ever sees it
+    check_padding(episodes, model, seed=seed)
+    loss = getattr(laboratory.experiment.algorithm, "loss", None)
+    if callable(loss):
+        check_loss(loss, model, episodes, seed=seed)
+
+
+def _check_signature(laboratory: Laboratory, episodes: Episodes) -> None:
+    loss = getattr(laboratory.experiment.algorithm, "loss", None)
+    if callable(loss):
+        check_signature(loss, episodes)
+
+
+def _drawn(source: GuardedSource, split: str, seed: int, *, num_tasks: int = _NUM_TASKS) -> Episodes:
+    return source.episodes(split, range(num_tasks), seed=seed)
 
 
 def _try(problem: Any, laboratory: Laboratory, meta: Tensors, episodes: Episodes) -> None:

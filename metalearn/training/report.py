@@ -7,11 +7,13 @@ from typing import Any, Protocol
 
 from metalearn.training.checkpoint import Checkpoint, check_fits, find_checkpoint, load_checkpoint
 from metalearn.training.evaluation import Measurement, check_split, measure
-from metalearn.training.experiment import Experiment, Source
+from metalearn.training.experiment import Experiment
 from metalearn.training.fit import draw_fit
+from metalearn.training.guard import GuardedSource
 from metalearn.training.interrupts import StopFlag
 from metalearn.training.laboratory import Laboratory, prepare_laboratory, repeatable
 from metalearn.training.plots import draw_curves
+from metalearn.training.preflight import check_padded
 from metalearn.training.progress import Progress, SilentProgress
 from metalearn.training.protocol import protocol_card
 from metalearn.training.records import read_records
@@ -97,6 +99,7 @@ def evaluate(
     """
     laboratory = prepare_laboratory(experiment)
     check_split(laboratory.test_source, split, wanted_for="the evaluation")
+    check_padded(laboratory, laboratory.test_source, split)
     settings = experiment.settings
     path = find_checkpoint(checkpoint)
     with repeatable():
@@ -161,7 +164,7 @@ def _measured(
     meta: Tensors,
     buffers: Tensors,
     *,
-    source: Source,
+    source: GuardedSource,
     split: str,
     num_episodes: int,
     num_inner_steps: int,

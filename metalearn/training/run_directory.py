@@ -1,12 +1,13 @@
 """The folder of a run: where its files are, and whether a run may start or go on there."""
 
+import itertools
 import json
 import os
 import re
 import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,11 @@ RESULTS = "results.json"
 CURVES = "curves.png"
 FIT = "fit.png"
 LOCK = ".lock"
+
+
+class Taken(UsageError):  # noqa: N818 - says what happened
+    """The folder is, or was, another run's."""
+
 
 _FREE_TO_CHANGE = ("logger", "run", "resume", "hydra", "meta.num_steps")
 """Parts of a configuration that a resumed run may have others of: they change no number, or let it go on for longer."""
@@ -48,7 +54,7 @@ def run_argument(folder: Path) -> str:
 
 
 @contextmanager
-def claimed(folder: Path, *, resume: bool) -> Iterator[None]:
+def claimed(folder: Path, *, resume: bool) -> Iterator[Path]:
     """Keeps a folder for one run while the block lasts, once `prepare` has let it in; blocks of one thread may nest.
 
     Raises:
@@ -63,16 +69,36 @@ def claimed(folder: Path, *, resume: bool) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         other = "" if resume else ", or choose another hydra.run.dir"
-        raise UsageError(f"{folder} is in use by another run. Wait for its end{other}.") from None
+        raise Taken(f"{folder} is in use by another run. Wait for its end{other}.") from None
     try:
         prepare(folder, resume=resume)
-        yield
+        yield folder
     finally:
         if lock.lock_counter == 1:
             # Before the release: whoever opened the file in between holds the lock of no name, and is told so.
             with suppress(OSError):
                 Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
+
+
+@contextmanager
+def claimed_beside(folder: Path) -> Iterator[Path]:
+    """Keeps `folder`, or the first of folder-2, folder-3 … that is free, for a new run; gives the one that it is.
+
+    For a folder named by the second: two runs that start in the same one are to have one each.
+
+    Raises:
+        UsageError: it can not be written.
+    """
+    with ExitStack() as stack:
+        for number in itertools.count(1):
+            candidate = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+            try:
+                free = stack.enter_context(claimed(candidate, resume=False))
+            except Taken:
+                continue
+            break
+        yield free
 
 
 def prepare(folder: Path, *, resume: bool) -> None:
@@ -83,19 +109,19 @@ def prepare(folder: Path, *, resume: bool) -> None:
     """
     status = run_status(folder)
     if status == "finished":
-        raise UsageError(
+        raise Taken(
             f"{folder} already holds a finished run ({RESULTS}). Choose another hydra.run.dir for a new one; "
             f"to measure this one again: python -m metalearn.evaluate {run_argument(folder)}"
         )
     if resume and status == "empty":
         raise UsageError(f"{folder} holds no checkpoint to go on from ({CHECKPOINTS}/last). Start it without run=….")
     if not resume and status == "interrupted":
-        raise UsageError(
+        raise Taken(
             f"{folder} already holds an unfinished run. Go on with it "
             f"(python -m metalearn.train {run_argument(folder)}), or choose another hydra.run.dir."
         )
     if not resume and (folder / METRICS).exists() and (folder / METRICS).stat().st_size:
-        raise UsageError(f"{folder} already has a {METRICS}, of no run that can go on. Choose another hydra.run.dir.")
+        raise Taken(f"{folder} already has a {METRICS}, of no run that can go on. Choose another hydra.run.dir.")
     check_writable(folder)
 
 

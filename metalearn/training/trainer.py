@@ -14,6 +14,7 @@ from pathlib import Path
 
 from metalearn.errors import PluginError
 from metalearn.training.checkpoint import load_checkpoint, save_checkpoint
+from metalearn.training.data_identity import check_data, write_data
 from metalearn.training.experiment import Experiment
 from metalearn.training.interrupts import Interrupted, StopFlag, StopRequested, stop_flag
 from metalearn.training.laboratory import Laboratory, prepare_laboratory, repeatable
@@ -66,11 +67,14 @@ def train(
         results: Results | None = None
         with stop_flag(stop) as stop, repeatable():
             check_plugins(laboratory)
+            was_known = resume and check_data(experiment, folder)
             run, state = _open_run(laboratory, folder, resume, logger or Several(), progress or SilentProgress(), stop)
             run.on_validation = on_validation
             try:
                 run.logger.start(folder, experiment.config, step=state.step)
                 write_task_card(experiment.source, folder)
+                if not was_known:
+                    write_data(experiment, folder)
                 if not resume:
                     # Only now is there a run in the folder: a logger that did not start leaves it free for the next.
                     run.save(state)

@@ -73,7 +73,12 @@ class _FewShotEstimator(BaseEstimator):  # type: ignore[misc]
     def _learner(self, X: Any, y: Any) -> Learner:  # noqa: N803
         """The learner to adapt to examples `X` with targets `y`."""
         if isinstance(self.run, Learner):
-            return self.run
+            if self.checkpoint not in ("best", self.run.checkpoint):
+                raise UsageError(
+                    f"checkpoint={self.checkpoint!r}, but run is a Learner of the checkpoint {self.run.checkpoint!r}: "
+                    "give the folder of the run, or metalearn.load(run, checkpoint=…)."
+                )
+            return self.run if self.device == "auto" else self.run.to(self.device)
         if self.run is None:
             raise UsageError(f"which run? {type(self).__name__}(run=DIR), with the folder of a run or a Learner.")
         return load(self.run, checkpoint=self.checkpoint, device=self.device)

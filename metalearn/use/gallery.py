@@ -11,6 +11,7 @@ from torch import Tensor
 
 from metalearn.training.plots import save
 from metalearn.use.labelling import Labelled
+from metalearn.use.table import printable
 
 _COLUMNS = 8
 _MOST_QUERY = 48
@@ -80,7 +81,8 @@ def _empty(axes: Axes) -> Axes:
     return axes
 
 
-def _short(text: str, most: int = 14) -> str:
+def _short(name: str, most: int = 14) -> str:
+    text = printable(name)
     return text if len(text) <= most else text[: most - 1] + "…"
 
 

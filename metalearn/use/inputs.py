@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +16,36 @@ from metalearn.tasks.images.format import ImageFormat
 from metalearn.training import TaskCard
 
 _PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
+_LIKE = {"La": "LA", "RGBa": "RGBA", "PA": "RGBA"}
 
 
 def as_inputs(x: Any, card: TaskCard) -> Tensor:
     """The examples `x` as a model of this task takes them, float32 `[example, *input_shape]` on the CPU.
 
-    uint8 pictures are scaled to [0, 1] and pictures and their files decoded, as the task's own were; numbers are
-    standardised where the task's were.
+    uint8 pictures are scaled to [0, 1] where the task's own were, pictures and their files decoded as the task's own;
+    numbers are standardised where the task's were.
 
     Args:
-        x: a tensor, an array or a data frame `[example, *input_shape]`, or a list of tensors, arrays, Pillow images or
-            paths of image files.
+        x: a tensor, an array or a data frame `[example, *input_shape]`, or a list, an array or an iterator of tensors,
+            arrays, Pillow images or paths of image files.
         card: what the model takes.
 
     Raises:
         UsageError: it is something else, has another shape, holds what is no finite number, or a file is no image.
     """
+    x = _listed(x)
     inputs = _pixels(x, card) if _holds_pictures(x) else _numbers(x)
     if inputs.shape[1:] != card.input_shape or inputs.dim() == 0:
         raise UsageError(_wrong_shape(inputs, card))
     if len(inputs) == 0:
         raise UsageError("there are no examples in x: it needs at least one.")
-    if inputs.dtype == torch.uint8 and len(card.input_shape) == 3:
+    card.check_agreed("standardisation", "standardised their numbers")
+    inputs = inputs.detach().cpu()
+    if inputs.is_inference():  # an adaptation differentiates, which such tensors can not be part of
+        inputs = inputs.clone()
+    if inputs.dtype == torch.uint8 and _scales(card):
         # A product, as the task sources do it: a division is not rounded alike on every device.
         inputs = inputs.to(torch.float32).mul_(1 / 255)
-    inputs = inputs.detach().cpu()
     inputs = (inputs if card.inputs is None else card.inputs.apply(inputs.double())).to(torch.float32)
     _check_finite(inputs)
     return inputs
@@ -57,12 +62,39 @@ def format_of(card: TaskCard) -> ImageFormat:
     Raises:
         UsageError: it reads none.
     """
+    card.check_agreed("image_format", "read pictures")
     if card.image_format is None:
         raise UsageError(
             f"the task {card.name!r} of this run was not read from image files, so it is not known how a picture "
             f"becomes an input. Give arrays or tensors of shape {_shown('example', card.input_shape)} instead."
         )
     return card.image_format
+
+
+def _scales(card: TaskCard) -> bool:
+    """Whether uint8 values become multiples of 1/255, as they did in the run's training."""
+    card.check_agreed("scaled_uint8", "scaled uint8 values")
+    if card.scales_uint8 is None and len(card.input_shape) == 3:
+        raise UsageError(
+            f"x is uint8, and how the task {card.name!r} of this run made numbers of bytes is not known. Give float32 "
+            "in the units that it was trained on: x / 255, or x as float32 if these were 0 … 255."
+        )
+    return bool(card.scales_uint8)
+
+
+def _listed(x: Any) -> Any:
+    """An iterator as a list, and an array or a series of paths or pictures too."""
+    if isinstance(x, Iterator):
+        return list(x)
+    if isinstance(x, (Tensor, Sequence, Image.Image)) or not hasattr(x, "__array__"):
+        return x
+    try:
+        array = np.asarray(x)
+    except (TypeError, ValueError, RuntimeError):
+        return x  # told with the other arrays
+    kinds = (str, os.PathLike, Image.Image)
+    holds = array.ndim == 1 and len(array) > 0 and (array.dtype.kind == "U" or isinstance(array[0], kinds))
+    return array.tolist() if holds else x
 
 
 def _holds_pictures(x: Any) -> bool:
@@ -81,22 +113,34 @@ def _picture(picture: Any, number: int, image_format: ImageFormat) -> Tensor:
         return decoded(_as_file(picture, number), f"picture {number} of x", image_format)
     if not isinstance(picture, (str, os.PathLike)):
         raise UsageError(f"x[{number}] is a {type(picture).__name__} among pictures: give all of x in one kind.")
-    path = Path(picture).expanduser()
     try:
-        return decoded(path.read_bytes(), str(path), image_format)
+        path = Path(picture).expanduser()
+        content = path.read_bytes()
     except OSError as error:
-        raise UsageError(f"{path} can not be read ({error.strerror or error}).") from None
+        raise UsageError(f"{os.fspath(picture)} can not be read ({error.strerror or error}).") from None
+    except (TypeError, ValueError, RuntimeError) as error:  # a NUL in the name, a `~` of nobody
+        raise UsageError(f"{picture!r} is no path of a file ({error}).") from None
+    return decoded(content, str(path), image_format)
 
 
 def _as_file(picture: Image.Image, number: int) -> bytes:
     # Through a lossless file, so that a picture in memory is treated by the very code that treats one on the disk.
-    upright = ImageOps.exif_transpose(picture)
-    if upright.mode in ("F", "I"):
+    if picture.mode == "F" or (picture.mode.startswith("I") and picture.mode != "I;16"):
         raise UsageError(
-            f"picture {number} of x is of Pillow's mode {upright.mode!r}: convert it to 'L' or 'RGB' first."
+            f"picture {number} of x is of Pillow's mode {picture.mode!r}: convert it to 'L' or 'RGB' first."
         )
+    if 0 in picture.size:
+        raise UsageError(f"picture {number} of x has {picture.width} x {picture.height} pixels: it is empty.")
     stream = io.BytesIO()
-    (upright if upright.mode in _PNG_MODES else upright.convert("RGB")).save(stream, "PNG")
+    try:
+        upright = ImageOps.exif_transpose(picture)
+        mode = upright.mode if upright.mode in _PNG_MODES else _LIKE.get(upright.mode, "RGB")
+        (upright if mode == upright.mode else upright.convert(mode)).save(stream, "PNG")
+    except MemoryError:
+        raise
+    except Exception as error:  # a truncated or closed file fails in a dozen ways, as open_picture's does
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(f"picture {number} of x (mode {picture.mode!r}) can not be used ({reason}).") from None
     return stream.getvalue()
 
 
@@ -105,17 +149,30 @@ def _numbers(x: Any) -> Tensor:
         shapes = {tuple(each.shape) for each in x}
         if len(shapes) > 1:
             raise UsageError(f"the tensors in x have different shapes: {sorted(shapes)}. Give them one shape.")
-        x = torch.stack(list(x))
+        for each in x:
+            check_dense(each, "x")
+        x = torch.stack([each.detach() for each in x])
     found = x if isinstance(x, Tensor) else _tensor(x)
-    if found.is_complex() or found.layout != torch.strided:
-        raise UsageError(f"x must hold real numbers in a dense tensor, got {found.dtype}, {found.layout}.")
+    check_dense(found, "x")
     return found
+
+
+def check_dense(values: Tensor, name: str) -> None:
+    """Refuses tensors that hold no real numbers one could read.
+
+    Raises:
+        UsageError: they are complex, sparse, or on the device `meta`.
+    """
+    if values.is_complex() or values.layout != torch.strided:
+        raise UsageError(f"{name} must hold real numbers in a dense tensor, got {values.dtype}, {values.layout}.")
+    if values.is_meta:
+        raise UsageError(f"{name} is on torch's device 'meta', where tensors have no values. Make it on a real device.")
 
 
 def _tensor(x: Any) -> Tensor:
     try:
         array = np.asarray(x)
-    except ValueError as error:  # rows of different lengths
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged rows, tensors with a gradient in lists
         raise UsageError(f"x is no array of numbers: {' '.join(str(error).split())}") from None
     if array.dtype == object:
         try:
@@ -125,8 +182,11 @@ def _tensor(x: Any) -> Tensor:
     if array.dtype.kind not in "buif":
         raise UsageError(f"x must hold numbers, got an array of dtype {array.dtype}.")
     # A copy: torch warns at arrays that can not be written to. The other unsigned types it does not know everywhere.
-    wide = array.dtype.kind == "u" and array.dtype != np.uint8
-    return torch.from_numpy(np.array(array, dtype=np.int64 if wide else array.dtype.newbyteorder("=")))
+    if array.dtype.kind == "u" and array.dtype != np.uint8:
+        return torch.from_numpy(array.astype(np.int64))
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:  # nor NumPy's long doubles
+        return torch.from_numpy(array.astype(np.float64))
+    return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
 
 
 def _check_finite(inputs: Tensor) -> None:

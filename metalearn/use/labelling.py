@@ -152,7 +152,12 @@ def _query(path: Path, classes: Sequence[str], image_format: ImageFormat, *, ski
         return _one_image(path, image_format)
     tree = list_images(path)
     files = [(name, None) for name in tree.loose]
-    files += [(each.member, _true_class(name, classes)) for name, members in tree.classes.items() for each in members]  # type: ignore[misc]
+    # By the member's own folders: a class's name lacks those that everything lies in, which may be called like a class.
+    files += [
+        (each.member, _true_class((name, each.member.rpartition("/")[0]), classes))  # type: ignore[misc]
+        for name, members in tree.classes.items()
+        for each in members
+    ]
     if not files:
         raise UsageError(f"query={path} has no images to label.")
     found = _decode(tree, files, image_format, skip=skip)
@@ -169,9 +174,9 @@ def _one_image(path: Path, image_format: ImageFormat) -> Pictures:
     return Pictures((path.name,), decoded(content, str(path), image_format)[None], (None,))
 
 
-def _true_class(folder: str, classes: Sequence[str]) -> str | None:
-    """The class that a folder of query images is called after: by its whole path, else by its name or a parent's."""
-    candidates = (folder, *reversed(PurePosixPath(folder).parts))
+def _true_class(folders: tuple[str, str], classes: Sequence[str]) -> str | None:
+    """The class that a folder of query images is called after: by a whole path, else by its name or a parent's."""
+    candidates = (*folders, *reversed(PurePosixPath(folders[1]).parts))
     return next((name for name in candidates if name in classes), None)
 
 

@@ -1,6 +1,7 @@
 """A trained run as an object: adapt it to a few examples, then predict."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass, replace
 from numbers import Integral
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 from metalearn import tree
 from metalearn.errors import UsageError
 from metalearn.functional import FunctionalModel
-from metalearn.training import TaskCard
+from metalearn.training import TaskCard, resolve_device
 from metalearn.types import Present, Tensors
 from metalearn.use.inputs import as_inputs
 from metalearn.use.targets import Classes, as_targets, index_labels, label_array
@@ -83,14 +84,16 @@ class Learner:
             UsageError: a shape, a label or a number that does not fit; the text names both sides.
         """
         algorithm = _with_steps(self.algorithm, num_inner_steps)
-        inputs = as_inputs(x, self.task).to(self.device)
-        classes: Classes | None = None
-        if self.task.kind == "classification":
-            classes, targets = index_labels(y, num_examples=len(inputs), card=self.task)
-        else:
-            targets = as_targets(y, num_examples=len(inputs), card=self.task)
-        support = (inputs, targets.to(self.device), *self._present(len(inputs), classes))
-        with torch.no_grad():
+        y = list(y) if isinstance(y, Iterator) else y
+        with _computing():
+            inputs = as_inputs(x, self.task).to(self.device)
+            classes: Classes | None = None
+            if self.task.kind == "classification":
+                classes, targets = index_labels(y, num_examples=len(inputs), card=self.task)
+            else:
+                targets = as_targets(y, num_examples=len(inputs), card=self.task)
+                targets = targets.clone() if targets.is_inference() else targets
+            support = (inputs, targets.to(self.device), *self._present(len(inputs), classes))
             state = algorithm.adapt(self.model, self.meta, self.model.buffers, support)
         return AdaptedLearner(
             learner=replace(self, algorithm=algorithm),
@@ -108,8 +111,14 @@ class Learner:
         return replace(self, algorithm=_with_steps(self.algorithm, num_inner_steps))
 
     def to(self, device: torch.device | str) -> "Learner":
-        """The same learner on `device`."""
-        return replace(self, model=self.model.to(device), meta=tree.to(self.meta, device))
+        """The same learner on `device`.
+
+        Raises:
+            UsageError: it is no device, or not there.
+        """
+        where = resolve_device(str(device))
+        with _computing():
+            return replace(self, model=self.model.to(where), meta=tree.to(self.meta, where))
 
     def __repr__(self) -> str:
         of = f", run={self.run!r}" if self.run else ""
@@ -138,16 +147,27 @@ class _Like:
 
     tensor_on: torch.device | None
     flat: bool
+    dtype: torch.dtype | None = None
 
     @classmethod
     def of(cls, y: Any) -> "_Like":
         is_list = isinstance(y, (list, tuple))
-        flat = not (y and isinstance(y[0], (list, tuple))) if is_list else getattr(y, "ndim", 1) == 1
-        return cls(tensor_on=y.device if isinstance(y, Tensor) else None, flat=flat)
+        flat = not (len(y) and _num_axes(y[0])) if is_list else getattr(y, "ndim", 1) == 1
+        is_tensor = isinstance(y, Tensor)
+        return cls(tensor_on=y.device if is_tensor else None, flat=flat, dtype=y.dtype if is_tensor else None)
 
-    def form(self, values: Tensor) -> Any:
+    def form(self, values: Tensor, dtype: torch.dtype = torch.float32) -> Any:
         # Each world's own precision: NumPy's and scikit-learn's is float64.
-        return values.double().numpy() if self.tensor_on is None else values.to(self.tensor_on, torch.float32)
+        return values.double().numpy() if self.tensor_on is None else values.to(self.tensor_on, dtype)
+
+    def values(self, values: Tensor) -> Any:
+        """A regression's values, in the precision of the targets where these were real numbers."""
+        dtype = self.dtype if self.dtype is not None and self.dtype.is_floating_point else torch.float32
+        return self.form(values.flatten() if self.flat else values, dtype)
+
+
+def _num_axes(entry: Any) -> int:
+    return int(entry.ndim) if hasattr(entry, "ndim") else int(isinstance(entry, (list, tuple)))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -189,11 +209,12 @@ class AdaptedLearner:
         if self.classes is not None:
             chosen = outputs.argmax(1)
             if self.like.tensor_on is not None:
-                return torch.tensor(self.classes.labels, device=self.like.tensor_on)[chosen.to(self.like.tensor_on)]
+                labels = torch.tensor(self.classes.labels, dtype=self.like.dtype, device=self.like.tensor_on)
+                return labels[chosen.to(self.like.tensor_on)]
             return self.classes_[chosen.numpy()]
         scale = self.learner.task.targets
         values = outputs if scale is None else scale.undo(outputs.double())
-        return self.like.form(values.flatten() if self.like.flat else values)
+        return self.like.values(values)
 
     def predict_proba(self, x: Any, *, batch_size: int | None = None) -> Any:
         """The probability of each class for each example, `[example, class]` in the order of `classes_`.
@@ -222,13 +243,13 @@ class AdaptedLearner:
         if batch_size is not None and not _is_count(batch_size, least=1):
             raise UsageError(f"batch_size is {batch_size!r}; it has to be at least 1, or None for all at once.")
         learner = self.learner
-        inputs = as_inputs(x, learner.task)
-        with torch.no_grad():
+        with _computing():
+            inputs = as_inputs(x, learner.task)
             parts = [
                 learner.algorithm.predict(learner.model, learner.meta, self.state, part.to(learner.device))
                 for part in torch.split(inputs, int(batch_size or len(inputs)))
             ]
-        outputs = torch.cat(parts)
+            outputs = torch.cat(parts)
         if not outputs.isfinite().all():
             raise UsageError(
                 f"the model's outputs are not finite after {learner.num_inner_steps} inner steps: the adaptation "
@@ -247,6 +268,23 @@ class AdaptedLearner:
         if self.classes is None:
             raise UsageError(f"the task {self.learner.task.name!r} is a regression and has no classes: use predict.")
         return self.classes.labels
+
+
+@contextmanager
+def _computing() -> Iterator[None]:
+    """Where an inner loop can differentiate, whatever mode the caller is in, and nothing else has a gradient."""
+    try:
+        with torch.inference_mode(False), torch.no_grad():
+            yield
+    except ValueError as error:
+        if not str(error).startswith("Expected more than 1 "):
+            raise
+        # Batch norm, of vectors or of pictures of one pixel.
+        raise UsageError(
+            "the model of this run normalises by the set at hand, and one example has no spread "
+            f"({' '.join(str(error).split())}). Give two or more at once, or train with "
+            "model.norm=batch_running or layer."
+        ) from None
 
 
 def _with_steps(algorithm: Any, num_inner_steps: int | None) -> Any:

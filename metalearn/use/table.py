@@ -52,6 +52,7 @@ def as_text(labelled: Labelled) -> str:
     if len(cells) > _MOST_ROWS:
         lines.append(f"… and {len(cells) - _MOST_ROWS} more")
     lines += _skipped(labelled)
+    lines = [printable(line) for line in lines]
     if labelled.accuracy is not None:
         num_known = sum(right is not None for right in labelled.right)
         num_right = sum(right is True for right in labelled.right)
@@ -59,6 +60,11 @@ def as_text(labelled: Labelled) -> str:
             f"accuracy: {100 * labelled.accuracy:.1f}% ({num_right} of {num_known} whose folder names a class)"
         )
     return "\n".join(lines)
+
+
+def printable(text: str) -> str:
+    """A name of a file that is no valid text, with question marks: neither a font nor a terminal takes the bytes."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _verdict(right: bool | None, truth: str | None) -> str:

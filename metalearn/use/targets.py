@@ -10,6 +10,7 @@ from torch import Tensor
 
 from metalearn.errors import UsageError, did_you_mean
 from metalearn.training import TaskCard
+from metalearn.use.inputs import check_dense
 
 _MOST_NAMED = 8
 
@@ -41,10 +42,13 @@ def index_labels(y: Any, *, num_examples: int, card: TaskCard) -> tuple[Classes,
         UsageError: another number of labels, a missing label, a single class, more classes than outputs, or one that
             the run does not know where its classes are fixed.
     """
+    card.check_agreed("label_names", "name their classes")
     labels = _as_list(y)
     if len(labels) != num_examples:
         raise UsageError(f"y has {len(labels)} labels for {num_examples} examples in x: give one for each.")
     for number, label in enumerate(labels):
+        if _holds_tensor(label):
+            raise UsageError(f"label {number} is a tensor with an axis, or one in a tuple: give its value, .item().")
         if not isinstance(label, Hashable):
             raise UsageError(f"label {number} is a {type(label).__name__}, which can be no label: use text or numbers.")
         if label is None or label != label:  # NaN alone differs from itself
@@ -80,6 +84,9 @@ def _outputs(classes: Sequence[Hashable], card: TaskCard) -> tuple[int, ...]:
 def label_array(labels: Sequence[Hashable]) -> Any:
     """Labels as a NumPy array `[label]`: of text, numbers or booleans where all are of one kind, else of objects."""
     kinds = {type(label) for label in labels}
+    # NumPy's texts lose a NUL at their end.
+    if any(isinstance(label, str) and label.endswith("\0") for label in labels):
+        kinds = {object}
     if len(kinds) == 1 and kinds <= {str, int, float, bool}:
         return np.asarray(labels)
     array = np.empty(len(labels), dtype=object)
@@ -93,9 +100,11 @@ def as_targets(y: Any, *, num_examples: int, card: TaskCard) -> Tensor:
     Raises:
         UsageError: they are no finite numbers, or of another shape.
     """
+    if isinstance(y, Tensor):
+        check_dense(y, "y")
     try:
-        values = y.detach().cpu() if isinstance(y, Tensor) else torch.from_numpy(np.array(y, dtype=np.float64))
-    except (TypeError, ValueError) as error:
+        values = y.detach().cpu() if isinstance(y, Tensor) else torch.from_numpy(_array(y).astype(np.float64))
+    except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(f"y must hold numbers, because the task {card.name!r} is a regression: {error}") from None
     got = list(values.shape)
     if values.dim() == 1 and card.num_outputs == 1:
@@ -111,15 +120,39 @@ def as_targets(y: Any, *, num_examples: int, card: TaskCard) -> Tensor:
     return (values if card.targets is None else card.targets.apply(values.double())).to(torch.float32)
 
 
+def _array(y: Any) -> Any:
+    """A regression's targets as an array."""
+    if isinstance(y, (list, tuple)) and y and all(isinstance(each, Tensor) for each in y):
+        y = torch.stack([each.detach().cpu() for each in y]).numpy()
+    array = np.asarray(y)
+    if np.iscomplexobj(array):  # NumPy would drop the imaginary parts
+        raise TypeError(f"they are {array.dtype}")
+    return array
+
+
 def _as_list(y: Any) -> list[Any]:
     if isinstance(y, (str, bytes)):
         raise UsageError("y is a single text: give a list with a label for each example.")
     if isinstance(y, (list, tuple)):
-        return [each.item() if isinstance(each, (np.generic, Tensor)) and each.ndim == 0 else each for each in y]
+        return [_value(each) for each in y]
+    if isinstance(y, Tensor):
+        check_dense(y, "y")
     array = y.detach().cpu() if isinstance(y, Tensor) else np.asarray(y)
     if array.ndim != 1:
         raise UsageError(f"y has shape {list(array.shape)}: expected [example], one label for each example.")
-    return list(array.tolist())
+    return [_value(each) for each in array.tolist()]
+
+
+def _value(label: Any) -> Any:
+    """A number of NumPy's or torch's as Python's own, which is equal to others by its value."""
+    if isinstance(label, Tensor):
+        check_dense(label, "a label")
+    return label.item() if isinstance(label, (np.generic, Tensor)) and label.ndim == 0 else label
+
+
+def _holds_tensor(label: Any) -> bool:
+    # A tensor's hash is its identity: two of the same value would be two classes.
+    return isinstance(label, Tensor) or (isinstance(label, (tuple, frozenset)) and any(map(_holds_tensor, label)))
 
 
 def _in_order(labels: Sequence[Any] | dict[Any, None]) -> tuple[Any, ...]:

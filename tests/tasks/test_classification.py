@@ -263,3 +263,10 @@ def test_a_large_class_is_drawn_from_without_ranking_all_of_it() -> None:
     assert bool(((drawn < 30_000).all(-1) | (drawn >= 30_000).all(-1)).all())
     assert first.max() > 29_900
     assert all(len(set(row)) == 5 for row in drawn.flatten(0, 1)[:500].tolist())
+
+
+@pytest.mark.parametrize("name", ["imbalanced", "rotations"])
+@pytest.mark.parametrize("value", ["yes", "no", 1, None])
+def test_what_is_true_or_false_is_a_truth_value(name: str, value: object) -> None:
+    with pytest.raises(UsageError, match=f"`{name}` must be true or false, got {value!r}"):
+        source(**{name: value, "shots": (1, 2)})

@@ -237,3 +237,9 @@ def odd_shape() -> ClassificationSource:
 def test_mistakes_are_told(make: object, text: str) -> None:
     with pytest.raises(UsageError, match=text):
         make()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("sources", [None, 5, "glyphs"])
+def test_no_sources_are_refused(sources: object) -> None:
+    with pytest.raises(UsageError, match="A mixture is of"):
+        Mixture(sources)  # type: ignore[arg-type]

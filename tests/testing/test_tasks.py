@@ -199,6 +199,19 @@ def raising(self: Any, split: str, indices: Any, *, seed: int = 0) -> Any:
     return Clouds.episodes(self, split, indices, seed=seed)
 
 
+def exiting(self: Any, split: str, indices: Any, *, seed: int = 0) -> Any:
+    raise SystemExit
+
+
+def narrower_when_small(self: Any, split: str, indices: Any, *, seed: int = 0) -> Any:
+    found = Clouds.episodes(self, split, indices, seed=seed)
+    return found._replace(support=(found.support[0][..., :1], found.support[1])) if len(indices) == 1 else found
+
+
+def fewer_when_small(self: Any, split: str, indices: Any, *, seed: int = 0) -> Any:
+    return Clouds.episodes(self, split, indices[:4] if len(indices) == 8 else indices, seed=seed)
+
+
 def with_key(key: Callable[[Tensor], Any]) -> type:
     def episodes(self: Any, split: str, indices: Any, *, seed: int = 0) -> Any:
         found = Clouds.episodes(self, split, indices, seed=seed)
@@ -322,8 +335,24 @@ FINDINGS: dict[str, tuple[Callable[[], type], str, str]] = {
     "targets that are labels": (lambda: sets_with(both(Tensor.long, 1), Lines), "targets are torch.int64", "float()"),
     "infinite targets": (
         lambda: sets_with(both(lambda y: y / torch.zeros(()), 1), Lines),
-        "64 of the 64 support targets are not finite",
+        "64 of the 64 values of the support targets are not finite",
         "division by zero",
+    ),
+    "a graph": (
+        lambda: sets_with(put(0, 0, lambda x: x.clone().requires_grad_())),
+        "the support set requires grad",
+        "Detach it: return x.detach()",
+    ),
+    "an exit": (lambda: episodes_with(exiting), "raised SystemExit", "traceback"),
+    "a later batch of another shape": (
+        lambda: episodes_with(narrower_when_small),
+        "in episodes('train', [15], seed=0), the support inputs have shape [1, 6, 1], expected [1, example, 2]",
+        "input_shape",
+    ),
+    "a later batch with fewer tasks": (
+        lambda: episodes_with(fewer_when_small),
+        "the support inputs have shape [4, 6, 2], expected [8, example, 2]",
+        "one episode for every entry",
     ),
     "a mask of numbers": (
         lambda: padded(lambda present, y: (present._replace(examples=present.examples.long()), y)),
@@ -387,6 +416,11 @@ FINDINGS: dict[str, tuple[Callable[[], type], str, str]] = {
         lambda: changed(episodes=with_offset, __reduce__=other_after_pickling),
         "after pickling, the episodes of 'train' are other ones",
         "__getstate__",
+    ),
+    "to another class": (
+        lambda: changed(to=lambda self, device: Clouds()),
+        "to('cpu') returned a Clouds, so what",
+        "Write type(self)(…)",
     ),
     "to nothing": (lambda: changed(to=lambda self, device: None), "to('cpu') returned None", "`self` if it has"),
     "to an error": (lambda: changed(to=lambda self, device: 1 / 0), "to('cpu') raised ZeroDivisionError", "itself"),
@@ -466,6 +500,11 @@ def slow(self: Any, split: str, indices: Any, *, seed: int = 0) -> Any:
     return Clouds.episodes(self, split, indices, seed=seed)
 
 
+def waiting(self: Any, split: str, indices: Any, *, seed: int = 0) -> Any:
+    time.sleep(0.1 * len(indices) / 16)
+    return Clouds.episodes(self, split, indices, seed=seed)
+
+
 WARNINGS: dict[str, tuple[Callable[[], type], str]] = {
     "no key": (lambda: with_key(lambda key: None), "have no `key`"),
     "few classes": (
@@ -473,6 +512,9 @@ WARNINGS: dict[str, tuple[Callable[[], type], str]] = {
         "'train' has 4 classes for episodes of 3",
     ),
     "no class names": (lambda: changed(class_names=None), "Add class_names"),
+    "waiting": (lambda: episodes_with(waiting), "Sampling waits"),
+    "no validation": (lambda: changed(splits=("train", "test")), "There is no split 'val': a run chooses"),
+    "no test": (lambda: changed(splits=("train", "val")), "There is no split 'test': a run ends with a test on it"),
     "slow": (lambda: episodes_with(slow), "minutes for 1,000 meta steps of 25 tasks"),
 }
 

@@ -1,5 +1,7 @@
+import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -57,6 +59,55 @@ def test_a_damaged_card_is_told(content: str, tmp_path: Path) -> None:
     (tmp_path / TASK).write_text(content)
     with pytest.raises(UsageError, match=r"task.json can not be read \(.*Remove it"):
         TaskCard.read(tmp_path)
+
+
+def spoiled(**changes: Any) -> Any:
+    """A card's file with changes; an argument's `__` goes into a part of it."""
+    card = TaskCard(
+        name="a", kind="regression", input_shape=(2, 3), num_outputs=2, inputs=Scale(mean=(0.0,) * 6, std=(1.0,) * 6)
+    )
+    return {**card._to_dict(), "format": "metalearn-task", "version": 1, **changes}
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"inputs": {"mean": [0.0], "std": [1.0]}}, r"inputs has 1 means, expected 6"),
+    ({"targets": {"mean": [0.0], "std": [1.0]}}, r"targets has 1 means, expected 2"),
+    ({"inputs": {"mean": [0.0] * 6, "std": [1.0] * 5 + [0.0]}}, "std that is not above 0"),
+    ({"inputs": {"mean": [0.0] * 6, "std": [float("inf")] * 6}}, "std that is not above 0 and finite"),
+    ({"inputs": {"mean": [float("nan")] * 6, "std": [1.0] * 6}}, "mean that is no finite number"),
+    ({"label_names": ["a"]}, "1 label_names for num_outputs=2"),
+    ({"image_format": ImageFormat((2, 3)).to_dict()}, r"image_format makes pictures \[3, 2, 3\]"),
+    ({"input_shape": [2.5, 3]}, "expected whole numbers of at least 1"),
+    ({"input_shape": [0, 3]}, "expected whole numbers of at least 1"),
+    ({"num_outputs": "2"}, "num_outputs is '2'"),
+    ({"kind": "both"}, "kind is 'both'"),
+    ({"scaled_uint8": "yes"}, "scaled_uint8 is 'yes'"),
+]
+
+
+@pytest.mark.parametrize(("changes", "expected"), WRONG, ids=[each for _, each in WRONG])
+def test_what_fits_no_model_is_refused_in_a_file_and_of_a_source(
+    changes: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    data = spoiled(**changes)
+    (tmp_path / TASK).write_text(json.dumps(data))
+    with pytest.raises(UsageError, match=rf"task.json can not be read \(.*{expected}"):
+        TaskCard.read(tmp_path)
+    scales = {name: data[name] for name in ("inputs", "targets")}
+    picture = data["image_format"] and ImageFormat.from_dict(data["image_format"])
+    source = SimpleNamespace(**{**data, "standardisation": scales, "image_format": picture})
+    with pytest.raises(UsageError, match=rf"the task source 'a' .* says of itself what can not be: .*{expected}"):
+        TaskCard.of(source)
+
+
+def test_a_file_of_before_the_latest_entries_is_read(tmp_path: Path) -> None:
+    data = spoiled()
+    for name in ("scaled_uint8", "differs", "sources"):
+        del data[name]
+    (tmp_path / TASK).write_text(json.dumps(data))
+    card = TaskCard.read(tmp_path)
+    assert card is not None
+    assert (card.scaled_uint8, card.differs, card.sources) == (None, (), ())
 
 
 def test_scaling_there_and_back() -> None:

@@ -169,7 +169,7 @@ MISTAKES: list[tuple[str, Callable[[Tensor, Tensor], tuple[Any, Any]], str]] = [
     ("nothing", lambda x, y: (x[:0], y[:0]), "no examples"),
     ("NaN", lambda x, y: (x.where(x < 1, torch.nan), y), "NaN"),
     ("complex", lambda x, y: (x.to(torch.complex64), y), "real numbers"),
-    ("text", lambda x, y: (np.array(["a", "b"]), y), "dtype <U1"),
+    ("text", lambda x, y: (np.array(["a", "b"]), y), "a can not be read"),
     ("objects", lambda x, y: (np.array([object()]), y), "no number"),
     ("ragged", lambda x, y: ([[1.0], [1.0, 2.0]], y), "no array of numbers"),
     ("tensors of two shapes", lambda x, y: ([x[0], x[0, 0]], y), "different shapes"),

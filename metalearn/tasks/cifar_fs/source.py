@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from metalearn.errors import UsageError
+from metalearn.tasks.base import check_path
 from metalearn.tasks.cache import cache_folder
 from metalearn.tasks.cifar_fs.images import FORMAT, download_cifar100, find_cifar100
 from metalearn.tasks.classification import ClassificationSource
@@ -103,7 +104,7 @@ def load_cifar_fs(root: str | Path | None, *, download: bool, cache_dir: str | P
     """
     names = tuple(sorted(name for split in SPLITS for name in class_names(split)))
     downloads = cache_folder(cache_dir) / "cifar100"
-    places = _default_places(downloads) if root is None else [Path(root).expanduser()]
+    places = _default_places(downloads) if root is None else [check_path("root", root)]
     for place in places:
         if (pictures := find_cifar100(place, names)) is not None:
             return load_store(NAME, pictures, cache_dir=cache_dir)

@@ -13,7 +13,16 @@ from metalearn.tasks.base import TaskSource, check_count, episode_keys
 from metalearn.tasks.counts import Count, span
 from metalearn.tasks.functions.families import FunctionFamily, Range, checked_range, family_card, is_number
 from metalearn.tasks.functions.families_by_name import FAMILIES, build_family
+from metalearn.tasks.functions.user_function import UserFunction, name_of
+from metalearn.tasks.seeded import borrowed_generators
 from metalearn.types import Episodes, Examples, Present
+
+_TRIAL_TASKS = 16
+_DRAW = (
+    "What differs between tasks has to be a parameter with a range (parameters={name: [low, high]}), or be drawn by"
+    " metalearn.random from the keys of a family's `draw`; not by torch.rand or numpy."
+)
+_MIX = "Compute along the axes of points and inputs (dim=1 and dim=2) and never over dim=0, which is the tasks."
 
 
 class Regression(TaskSource):
@@ -101,6 +110,7 @@ class Regression(TaskSource):
         given = {name: value for name, value in options.items() if value is not None}
         self.family = self._family(family, given)
         self.num_outputs = self._count_outputs()
+        self._refuse_impure()
 
     def episodes(self, split: str, indices: Sequence[int] | Tensor, *, seed: int = 0) -> Episodes:
         """See `TaskSource.episodes`: inputs and targets float32 `[task, point, ...]`."""
@@ -177,6 +187,24 @@ class Regression(TaskSource):
             )
         return values.shape[-1]
 
+    def _refuse_impure(self) -> None:
+        """Calls the family again and for a part of the tasks: episode i must be the same one whenever it is drawn."""
+        keys = random.key(torch.arange(_TRIAL_TASKS))
+        low, high = self.x_range
+        x = low + (high - low) * random.uniform(random.fold_in(keys, 1), (3, *self.input_shape))
+        with borrowed_generators() as seed:
+            seed(0)
+            first = self._values(keys, x)
+            for number in range(1, 4):  # another state of the generators each time, as a coin may fall alike twice
+                seed(number)
+                if not _alike(self._values(keys, x), first):
+                    raise UsageError(_impure(self.family, "other values for a task when it is called again", _DRAW))
+            half = slice(None, None, 2)
+            if not _alike(self._values(keys[half], x[half]), first[half]):
+                raise UsageError(
+                    _impure(self.family, "other values for a task when other tasks are in the batch", _MIX)
+                )
+
     def _keys(self, split: str, indices: Sequence[int] | Tensor, seed: int) -> Tensor:
         return episode_keys(split, indices, seed=seed, splits=self.splits, device=self.device)
 
@@ -194,3 +222,14 @@ class Regression(TaskSource):
         used = torch.arange(self.shots, device=keys.device) < shots[:, None]
         every_output = torch.ones(len(keys), self.num_outputs, dtype=torch.bool, device=keys.device)
         return points * used[..., None], targets * used[..., None], Present(used, every_output)
+
+
+def _alike(values: Tensor, others: Tensor) -> bool:
+    # A batch of another size may be summed in another order.
+    scale = float(others.abs().max()) if others.numel() else 0.0
+    return torch.allclose(values, others, rtol=1e-4, atol=1e-4 * scale, equal_nan=True)
+
+
+def _impure(family: Any, what: str, fix: str) -> str:
+    name = name_of(family.function) if isinstance(family, UserFunction) else type(family).__name__
+    return f"{name} gives {what}. {fix}"

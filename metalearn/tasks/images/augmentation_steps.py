@@ -96,6 +96,8 @@ class _Jitter(Step):
             for number, (bounds, adjust) in enumerate(zip(self._bounds, _ADJUST, strict=True)):
                 if bounds is not None:
                     chosen = torch.nonzero(drawn[:, position] == number)[:, 0]
+                    if not len(chosen):  # few images: torchvision's hue, and a stack, do not take none
+                        continue
                     adjusted = adjust(images[chosen], drawn[chosen, 4 + number][:, None, None, None])
                     images.index_copy_(0, chosen, adjusted)
         return images

@@ -58,8 +58,17 @@ def decoded(pictures: Pictures, text: str, *, skip: bool) -> Iterator[Decoded]:
         yield from progress(_in_threads(decode, names, skip=skip), text, total=total, unit="images")
 
 
+def _num_workers() -> int:
+    return min(8, os.cpu_count() or 1)
+
+
+def most_at_once() -> int:
+    """How many decoded pictures there are in memory at a time, at the most."""
+    return _BLOCK * (2 * _num_workers() + 1)
+
+
 def _in_threads(decode: Callable[[str], Pixels], names: Iterator[tuple[str, str]], *, skip: bool) -> Iterator[Decoded]:
-    workers = min(8, os.cpu_count() or 1)
+    workers = _num_workers()
     waiting: deque[Future[list[Decoded]]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
     try:

@@ -1,7 +1,9 @@
 """The pictures in a folder or a zip, one folder a class: what there is, in what order, and the bytes of each."""
 
 import hashlib
+import math
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -47,9 +49,22 @@ class ImageTree:
     loose: tuple[str, ...] = ()
 
     def fingerprint(self, class_names: Sequence[str]) -> str:
-        """A name of the content of classes: of CRCs and sizes in a zip, of sizes and times of files in a folder."""
+        """A name of the content of classes, found without reading all of it.
+
+        Of a zip: the names, sizes and CRCs of the pictures, wherever the zip lies. Of a folder: its resolved path; the
+        names, sizes, times of modification and of change, inodes and devices of the pictures; and the first and last
+        4 KiB of up to 128 of them, evenly spread. So a folder that is copied, moved or unzipped again is decoded again,
+        because names, sizes and times alone are those of other pictures too (bitmaps out of a zip with fixed dates).
+        """
+        digest = hashlib.sha256()
         lines = (f"{name}\t{each.member}\t{each.stamp}\n" for name in class_names for each in self.classes[name])
-        return hashlib.sha256("".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
+        digest.update("".join(lines).encode("utf-8", "surrogatepass"))
+        if self.path.is_dir():
+            digest.update(os.fsencode(self.path.resolve()))
+            files = [each for name in class_names for each in self.classes[name]]
+            for each in files[:: max(1, math.ceil(len(files) / _SAMPLED))]:
+                digest.update(_ends_of(self.path / each.member))
+        return digest.hexdigest()
 
     @contextmanager
     def opened(self) -> Iterator[Callable[[str], bytes]]:
@@ -130,7 +145,21 @@ def _stamp(entry: "os.DirEntry[str]") -> str:
         stat = entry.stat()
     except OSError as error:  # such as a link to nowhere: to read it is what tells, or skips, it
         return f"unreadable {error.errno}"
-    return f"{stat.st_size} {stat.st_mtime_ns}"
+    return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino} {stat.st_dev}"
+
+
+_SAMPLED, _END = 128, 4096
+
+
+def _ends_of(file: Path) -> bytes:
+    """The first and the last bytes of a file; of one that can not be read, that it can not."""
+    try:
+        with open(file, "rb") as stream:
+            first = stream.read(_END)
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - _END))
+            return first + stream.read(_END)
+    except OSError as error:  # whoever decodes it tells, or skips, it
+        return f"unreadable {error.errno}".encode()
 
 
 def _in_zip(path: Path) -> tuple[list[ImageFile], list[str]]:
@@ -187,14 +216,35 @@ def _common_top(names: list[str]) -> str:
     common = []
     for parts in zip(*parents, strict=False):
         # A tree that has one split's folder only must not look like one without splits.
-        if len(set(parts)) > 1 or parts[0] in SPLIT_FOLDERS:
+        if len(set(parts)) > 1 or split_of(parts[0]):
             break
         common.append(parts[0])
     return "".join(f"{part}/" for part in common)
 
 
-SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-"""What a folder of a split may be called, and the split's name."""
+_SPLIT_NAMES = {
+    "train": ("train", "training", "trainset", "metatrain", "metatraining"),
+    "val": ("val", "valid", "validation", "valset", "dev", "devel", "metaval", "metavalid", "metavalidation"),
+    "test": ("test", "testing", "testset", "metatest", "metatesting"),
+}
+_SPLIT_OF = {name: split for split, names in _SPLIT_NAMES.items() for name in names}
+# Not taken for splits by themselves, as they may be classes or say something else.
+_SPLIT_WORDS = {*_SPLIT_OF, "eval", "evaluation", "holdout", "heldout", "unseen", "development"}
+
+
+def split_of(folder: str) -> str | None:
+    """The split that a folder, a file or a key of this name holds; `None` for another name.
+
+    Example:
+        >>> split_of("Train"), split_of("meta-test"), split_of("dev"), split_of("trainers")
+        ('train', 'test', 'val', None)
+    """
+    return _SPLIT_OF.get(re.sub(r"[\W_]", "", folder).lower())
+
+
+def looks_like_split(folder: str) -> bool:
+    """Whether a word of a folder's name is that of a split, as in `train_images` or `02-eval`."""
+    return any(word in _SPLIT_WORDS for word in re.split(r"[\W\d_]+", folder.lower()))
 
 
 @contextmanager
@@ -202,4 +252,15 @@ def _damage_named(path: Path) -> Iterator[None]:
     try:
         yield
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        if not _begins_like_a_zip(path):  # another file is nobody's broken download, and not ours to have deleted
+            fix = "Give a folder with one folder of images a class, or a zip of it."
+            what = f"is a file and no zip ({error}). {fix}"
+            if path.suffix.lower() == ".zip":
+                what = f"is not an intact zip ({error}): copy or download it again."
+            raise UsageError(f"{path} {what}") from error
         raise UsageError(f"{path} is not an intact zip ({error}). Delete it and copy or download it again.") from error
+
+
+def _begins_like_a_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from metalearn.errors import UsageError
-from metalearn.tasks.base import check_count
+from metalearn.tasks.base import check_count, check_path
 from metalearn.tasks.classes import Classes
 from metalearn.tasks.classification import ClassificationSource
 from metalearn.tasks.counts import Count, span
@@ -40,8 +40,8 @@ class ImageFolder(ClassificationSource):
 
     def __init__(
         self,
-        *,
         root: str | Path | None = None,
+        *,
         ways: Count = 5,
         shots: Count = 1,
         query_shots: int = 15,
@@ -121,7 +121,7 @@ class ImageFolder(ClassificationSource):
 def _listed(root: str | Path | None) -> ImageTree:
     if root is None:
         raise UsageError("`root` is missing: set task.root to a folder with one folder of images a class, or its zip.")
-    tree = list_images(Path(root).expanduser())
+    tree = list_images(check_path("root", root))
     if tree.empty:
         raise UsageError(
             f"{tree.path} has a class without images, {tree.empty[0]!r} ({len(tree.empty)} such). Put images"

@@ -10,7 +10,7 @@ import yaml
 
 from metalearn.errors import UsageError
 from metalearn.tasks.class_splits import FRACTIONS, SPLITS, split_names
-from metalearn.tasks.images.files import SPLIT_FOLDERS, ImageTree
+from metalearn.tasks.images.files import ImageTree, looks_like_split, split_of
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ def split_classes(
     Args:
         tree: the pictures.
         splits: the names of the classes by split (`"train"`, `"val"`, `"test"`); or a JSON or YAML file of that; or a
-            folder with a `train.txt` … with a name a line. None takes the tree's own folders `train`, `val` and `test`
-            where it has them, and shuffles the classes otherwise.
+            folder with a `train.txt` … with a name a line. None takes the tree's own folders `train`, `val`
+            and `test` (or `Training`, `dev` …: `files.split_of`) where it has them, and shuffles the classes otherwise.
         seed: what the classes are shuffled by.
         fractions: of the classes for train, val and test when they are shuffled.
 
@@ -63,6 +63,7 @@ def split_classes(
     elif folders := _sub_folders(tree):
         chosen = ClassSplits("sub-folders", folders)
     else:
+        _refuse_unknown_splits(tree)
         folders = _folders(split_names(names, split_seed=seed, fractions=fractions, plural=plural))
         chosen = ClassSplits("random", folders, {"split_seed": seed, "split_fractions": list(fractions)})
     _check_apart(tree, chosen)
@@ -77,30 +78,48 @@ def _below(folder: str) -> str:
     return folder.partition("/")[2]
 
 
+def _top(folder: str) -> str:
+    return folder.partition("/")[0]
+
+
 def _sub_folders(tree: ImageTree) -> dict[str, tuple[str, ...]] | None:
     """The classes by split if their top folders are those of splits."""
-    tops = {name: name.partition("/")[0] for name in tree.classes}
-    found = {SPLIT_FOLDERS[tops[name]] for name in tree.classes if _below(name) and tops[name] in SPLIT_FOLDERS}
+    split_by_name = {name: split_of(_top(name)) if _below(name) else None for name in tree.classes}
+    found = {split for split in split_by_name.values() if split}
     if not found:
         return None
-    if foreign := [name for name in tree.classes if not _below(name) or tops[name] not in SPLIT_FOLDERS]:
+    if foreign := [name for name, split in split_by_name.items() if split is None]:
         raise UsageError(
             f"{tree.path} has folders of splits ({', '.join(sorted(found))}) and beside them the class {foreign[0]!r}."
             " Move it into a split, or list the classes of each split (task.splits)."
         )
     return {
-        split: tuple(name for name in tree.classes if SPLIT_FOLDERS[tops[name]] == split)
-        for split in SPLITS
-        if split in found
+        split: tuple(name for name, own in split_by_name.items() if own == split) for split in SPLITS if split in found
     }
+
+
+def _refuse_unknown_splits(tree: ImageTree) -> None:
+    """Refuses to shuffle what is split already, in folders called otherwise: a class would be there under two names."""
+    seen: dict[str, str] = {}
+    for name in filter(_below, tree.classes):
+        if looks_like_split(_top(name)) and seen.setdefault(_below(name), _top(name)) != _top(name):
+            raise UsageError(
+                f"{tree.path} has the class {_below(name)!r} in {seen[_below(name)]!r} and in {_top(name)!r}, which"
+                " look like splits: shuffled, one class would be trained on and tested. Call the folders train, val"
+                " and test, with classes of their own in each, or list the classes of each split (task.splits)."
+            )
 
 
 def _listed(splits: Mapping[str, Sequence[str]] | str | Path) -> dict[str, Sequence[str]]:
     """The lists by our own names of the splits."""
+    if not isinstance(splits, (Mapping, str, Path)):
+        raise UsageError(
+            f"`splits` must give the classes of each split, {{train: [a, b], …}}, or a file of them, got {splits!r}."
+        )
     lists = splits if isinstance(splits, Mapping) else _read(Path(splits).expanduser())
     found: dict[str, Sequence[str]] = {}
     for given, names in lists.items():
-        split = SPLIT_FOLDERS.get(str(given), str(given))
+        split = split_of(str(given)) or str(given)
         if split in found:
             raise UsageError(f"`splits` lists {split!r} under two names. Remove one.")
         found[split] = names
@@ -110,7 +129,7 @@ def _listed(splits: Mapping[str, Sequence[str]] | str | Path) -> dict[str, Seque
 def _read(path: Path) -> Mapping[str, Sequence[str]]:
     try:
         if path.is_dir():
-            files = {split: path / f"{split}.txt" for split in SPLIT_FOLDERS if (path / f"{split}.txt").is_file()}
+            files = {each.stem: each for each in sorted(path.glob("*.txt")) if split_of(each.stem)}
             if not files:
                 raise UsageError(f"splits={path} holds no train.txt, val.txt or test.txt with a class name a line.")
             return {split: _lines(file) for split, file in files.items()}

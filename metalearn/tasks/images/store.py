@@ -25,6 +25,7 @@ from metalearn.tasks.cache import cache_folder
 from metalearn.tasks.classes import Classes
 from metalearn.tasks.images.decoding import Pictures, decoded
 from metalearn.tasks.images.format import Pixels
+from metalearn.tasks.images.room import check_room
 
 VERSION = 1  # of what is stored; another one is another file
 ON_BAD_IMAGE = ("error", "skip")
@@ -73,13 +74,14 @@ def load_store(
         cache_dir: where it is kept (`metalearn.tasks.cache.cache_folder`).
 
     Raises:
-        UsageError: for a picture that can not be read, unless it is to be skipped.
+        UsageError: for a picture that can not be read, unless it is to be skipped; for more than there is room for.
     """
     key, skip = _key(pictures, on_bad_image), on_bad_image == "skip"
     channels, height, width = pictures.shape
     folder = cache_folder(cache_dir) / f"{name}-{height}x{width}x{channels}-{key}"
     with contextlib.suppress(_DamagedError, OSError):  # what is wrong is told below, by the process that has the lock
         return _open(folder, pictures.class_names, pictures.shape)
+    check_room(pictures, folder)
     try:
         with locked(folder) as is_locked:
             return _open_or_build(folder, pictures, f"Decoding {name}", skip=skip, is_locked=is_locked)

@@ -1,5 +1,6 @@
 """Any labelled `torch.utils.data.Dataset` as few-shot classification."""
 
+import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from metalearn.errors import UsageError
+from metalearn.errors import PluginError, UsageError
 from metalearn.tasks.class_splits import FRACTIONS, SPLITS, split_names
 from metalearn.tasks.classes import Classes
 from metalearn.tasks.classification import ClassificationSource
@@ -164,7 +165,17 @@ class _Labelled:
         return example
 
     def _item(self, index: int) -> tuple[Tensor, Any]:
-        item = self._dataset[index]
+        try:
+            item = self._dataset[index]
+        except Exception as error:
+            # From the dataset's own frame on: ours tells nothing.
+            trace = error.__traceback__ and error.__traceback__.tb_next
+            own = "".join(traceback.format_exception(type(error), error, trace)).rstrip()
+            text = " ".join(str(error).split())
+            raise PluginError(
+                f"Item {index} of {self._what} can not be read: its __getitem__ raised {type(error).__name__}: {text}",
+                own,
+            ) from error
         if not isinstance(item, (tuple, list)) or len(item) != 2:
             got = f"a {type(item).__name__}" + (f" of {len(item)}" if isinstance(item, (tuple, list, dict)) else "")
             raise UsageError(f"Item {index} of {self._what} is {got}, expected a pair (x, y). Wrap it to return pairs.")

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from metalearn.errors import UsageError
 from metalearn.tasks import cache as shared_cache
+from metalearn.tasks.base import check_path
 from metalearn.tasks.images.torchvision_import import torchvision_module
 from metalearn.tasks.omniglot.images import NUM_DRAWINGS, RawOmniglot, find_raw
 from metalearn.tasks.omniglot.splits import character_names
@@ -35,7 +36,7 @@ def load_omniglot(root: str | Path | None, *, image_size: int, download: bool, c
         UsageError: when no place has the data, with all that was tried; when a place has damaged data.
     """
     cache = cache_folder(cache_dir)
-    places = _default_places(cache) if root is None else [Path(root).expanduser()]
+    places = _default_places(cache) if root is None else [check_path("root", root)]
     for place in places:
         images = _load_from(place, image_size, cache)
         if images is not None:

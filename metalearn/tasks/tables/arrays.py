@@ -1,5 +1,6 @@
 """Few-shot learning on a table: NumPy arrays, CSV or parquet, with labels, and groups where each one is a task."""
 
+import contextlib
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from metalearn.tasks.class_splits import FRACTIONS
 from metalearn.tasks.classes import Classes
 from metalearn.tasks.classification import ClassificationSource
 from metalearn.tasks.counts import Count
-from metalearn.tasks.tables.frames import Array
+from metalearn.tasks.tables.frames import Array, column_names
 from metalearn.tasks.tables.grouped import GroupedSource
 from metalearn.tasks.tables.reading import Table, chunks, read_table
 from metalearn.tasks.tables.splits import Moments, numbered, split_table
@@ -94,6 +95,7 @@ class Arrays(TaskSource):
         """
         if root is None:
             raise UsageError("`root` is missing: set task.root=my_table.csv (or .parquet, .npz, a folder of .npy).")
+        _check_options(features, label, group)
         table = root if isinstance(root, Table) else read_table(root, features=features, label=label, group=group)
         options = {"splits": splits, "split_seed": split_seed, "fractions": fractions}
         shuffled = {"split_scheme": "random", "split_seed": split_seed, "split_fractions": list(fractions)}
@@ -122,6 +124,7 @@ class Arrays(TaskSource):
             common["on_small_group"] = on_small_group
             self.source, self.standardisation = _grouped(table, kind, options, standardise=standardise, **common)
             self.group_names, self.label_names = self.source.group_names, self.source.label_names
+        self.scaled_uint8 = False  # features are numbers, whatever their dtype and shape
         self.kind, self.splits = self.source.kind, self.source.splits
         self.input_shape, self.num_outputs = self.source.input_shape, self.source.num_outputs
 
@@ -148,7 +151,7 @@ def _classes(
     sizes = np.bincount(parts.numbers, minlength=len(parts.names))
     classes = {
         split: Classes(
-            _gathered(table.features, parts.rows(split), moments),
+            _gathered(table, parts.rows(split), moments),
             torch.from_numpy(sizes[members].astype(np.int64)),
             tuple(parts.names[number] for number in members),
         )
@@ -177,10 +180,13 @@ def _grouped(
     else:
         values = _values(table)
         scale = parts.moments(values) if standardise else None
-        targets = torch.from_numpy(values if scale is None else scale.applied(values)).to(torch.float32)
+        targets = torch.from_numpy(_float32(table, values, scale, what="label"))
         if scale is not None:
             units = {"target_mean": scale.mean.tolist(), "target_standard_deviation": scale.deviation.tolist()}
             details = {**details, **units}
+    if moments is not None or table.features.dtype.name == "float64":  # its rows are read when they are drawn
+        for _, part in chunks(table.features):
+            _float32(table, part, moments, what="feature")
     source = GroupedSource(
         kind=kind,
         features=_tensor(table.features),
@@ -208,26 +214,59 @@ def _standardisation(inputs: Moments | None, targets: Moments | None) -> dict[st
 
 
 def _values(table: Table) -> npt.NDArray[np.float64]:
-    if table.labels.dtype.kind not in "fiub":
-        example = table.labels.flat[0]
+    labels = table.labels
+    if labels.dtype.kind == "U":  # such as 003, which is another name than 3, but no other value
+        with contextlib.suppress(ValueError):
+            labels = labels.astype(np.float64)
+    if labels.dtype.kind not in "fiub":
+        example = labels.flat[0]
         raise UsageError(f"The labels of {table.name} are texts ({example!r} in row 0): kind=regression needs numbers.")
-    return table.labels.astype(np.float64).reshape(len(table.labels), -1)
+    return labels.astype(np.float64).reshape(len(labels), -1)
 
 
-def _gathered(features: Array, rows: npt.NDArray[np.int64], moments: Moments | None) -> Tensor:
+def _gathered(table: Table, rows: npt.NDArray[np.int64], moments: Moments | None) -> Tensor:
     """These rows in float32; a view where they lie one after another and nothing is changed in them."""
+    features = table.features
     if moments is None and features.dtype == np.float32 and (np.diff(rows) == 1).all():
         return torch.from_numpy(features[rows[0] : rows[-1] + 1])
     gathered = np.empty((len(rows), *features.shape[1:]), dtype=np.float32)
     for start, part in chunks(rows, width=features[0].size):
-        gathered[start : start + len(part)] = features[part] if moments is None else moments.applied(features[part])
+        gathered[start : start + len(part)] = _float32(table, features[part], moments, what="feature")
     return torch.from_numpy(gathered)
+
+
+def _float32(table: Table, values: Array, moments: Moments | None, *, what: str) -> npt.NDArray[np.float32]:
+    """Rows of the table, standardised, in the numbers that a model computes with.
+
+    Raises:
+        UsageError: one is too large for them.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        numbers: npt.NDArray[np.float32] = (values if moments is None else moments.applied(values)).astype(np.float32)
+    bad = ~np.isfinite(numbers)
+    if bad.any():
+        index = [int(each[0]) for each in np.nonzero(bad)[1:]]
+        where = f"column {table.column(tuple(index))}" if what == "feature" else "the labels"
+        standardised = "" if moments is None else ", standardised by the training split"
+        raise UsageError(
+            f"{table.name} has {values[bad][0]} in {where}, which{standardised} is too large for float32 (up to"
+            " 3.4e38). Scale the column, take its logarithm, or leave it out (task.features=[…])."
+        )
+    return numbers
 
 
 def _tensor(features: Array) -> Tensor:
     """The features without copying, unless torch has no such numbers."""
     known = features.dtype.isnative and features.dtype.name in _OF_TORCH
     return torch.from_numpy(features if known else features.astype(np.float64))
+
+
+def _check_options(features: Any, label: Any, group: Any) -> None:
+    for option, value in (("features", features), ("label", label)):
+        if value is not None:
+            column_names(option, value)
+    if group is not None and not isinstance(group, str):
+        raise UsageError(f"task.group must be the name of a column, got {group!r}.")
 
 
 def _columns(table: Table, label: str | Sequence[str] | None, group: str | None) -> dict[str, Any]:

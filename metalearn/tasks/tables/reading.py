@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from metalearn.errors import UsageError, did_you_mean
+from metalearn.tasks.base import check_path
 from metalearn.tasks.tables.frames import Array, read_frame
 
 _DAMAGED = (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile)
@@ -93,7 +94,7 @@ def read_table(
     Raises:
         UsageError: the file is not there, is empty or damaged, lacks a column, or holds what is no number.
     """
-    path = Path(root).expanduser()
+    path = check_path("root", root)
     if path.name == "features.npy" and path.is_file():
         path = path.parent
     if path.is_dir():

@@ -1,6 +1,6 @@
 """How the rows of a table are split by class or by group, and what the training rows are standardised by."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,12 +50,22 @@ class TableSplit:
                 " fractions with a share for it."
             )
         rows, width = np.sort(self.rows("train")), values[0].size
-        mean = sum(values[part].sum(0, dtype=np.float64) for _, part in chunks(rows, width=width)) / len(rows)
-        squares = (np.square(values[part] - mean).sum(0, dtype=np.float64) for _, part in chunks(rows, width=width))
-        deviation = np.sqrt(sum(squares) / len(rows))
-        # A constant column tells nothing and stays at 0; rounding alone must not blow it up.
-        constant = deviation <= 1e-12 * np.maximum(np.abs(mean), 1)
-        return Moments(np.asarray(mean), np.where(constant, 1.0, deviation))
+        # From the first row on: what is common to all rows (a date in seconds) leaves no digits for what differs, and
+        # a constant column is then exactly 0 throughout.
+        origin = values[rows[0]].astype(np.float64)
+
+        def centred(by: Array) -> Iterator[Array]:
+            for _, part in chunks(rows, width=width):
+                yield values[part].astype(np.float64) - origin - by
+
+        with np.errstate(over="ignore", invalid="ignore"):  # told below, with the column's name
+            shift = sum(each.sum(0) / len(rows) for each in centred(np.zeros_like(origin)))
+            largest = np.stack([np.abs(each).max(0) for each in centred(shift)]).max(0)
+            # In units of the largest, whose square is a number for whatever numbers there are.
+            unit = np.where(largest > 0, largest, 1.0)
+            deviation = unit * np.sqrt(sum(np.square(each / unit).sum(0) for each in centred(shift)) / len(rows))
+            # A constant column tells nothing and stays at 0.
+            return Moments(np.asarray(origin + shift), np.where(largest > 0, deviation, 1.0))
 
 
 def split_table(table: Table, marks: Array, what: str, plural: str, options: Mapping[str, Any]) -> TableSplit:

@@ -4,7 +4,9 @@ import math
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -187,3 +189,43 @@ def test_a_function_of_the_current_folder_on_the_command_line(
     assert "my_own_waves.bad raised AttributeError" in told
     assert "line 5, in bad: return x.y" in told
     assert "Traceback" not in told
+
+
+def global_torch(x: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+    return slope * x + torch.rand(())
+
+
+def global_numpy(x: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+    return slope * x * float(np.random.default_rng().normal())
+
+
+def coin(x: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+    return slope * x if torch.rand(()) < 0.5 else -slope * x
+
+
+def mixing(x: torch.Tensor, slope: torch.Tensor) -> torch.Tensor:
+    return slope * x - (slope * x).mean()
+
+
+class OwnFamily:
+    def draw(self, keys: torch.Tensor) -> torch.Tensor:
+        return torch.rand(len(keys), 1, 1)
+
+    def values(self, drawn: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return drawn * x
+
+
+@pytest.mark.parametrize("function", [global_torch, global_numpy, coin])
+def test_a_function_that_draws_by_itself_is_refused(function: Any) -> None:
+    with pytest.raises(UsageError, match=f"{function.__name__} gives other values .* called again.*metalearn.random"):
+        Regression("function", function=function, parameters={"slope": [1, 2]})
+
+
+def test_a_family_that_draws_from_the_global_generator_is_refused() -> None:
+    with pytest.raises(UsageError, match="OwnFamily gives other values for a task when it is called again"):
+        Regression(OwnFamily())
+
+
+def test_a_function_that_mixes_tasks_is_refused() -> None:
+    with pytest.raises(UsageError, match="mixing gives other values for a task when other tasks are in the batch"):
+        Regression("function", function=mixing, parameters={"slope": [1, 2]})

@@ -187,3 +187,11 @@ def test_a_source_augments_its_training_images_alone() -> None:
         assert torch.equal(made.query[1], expected.query[1])
     assert torch.equal(source.episodes("train", [2]).support[0], source.episodes("train", range(4)).support[0][2:3])
     assert source.protocol()["augmentation"] == [repr(v2.ColorJitter(0.4, 0.4, 0.4))]
+
+
+@pytest.mark.parametrize("num_images", [1, 2, 3])
+def test_a_jitter_of_few_images_leaves_adjustments_out_at_some_position(num_images: int) -> None:
+    augment = Augmentation.of([{**JITTER, "hue": 0.2}], image_shape=(3, 6, 6))
+    for key in range(8):
+        images = torch.rand(1, num_images, 3, 6, 6, generator=torch.Generator().manual_seed(key))
+        assert augment(images, random.key(torch.tensor([key]))).shape == images.shape

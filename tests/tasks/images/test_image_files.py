@@ -1,11 +1,13 @@
 """What lies in a folder or zip of pictures."""
 
+import os
 import zipfile
 from pathlib import Path
 
 import pytest
 
 from metalearn.errors import UsageError
+from metalearn.tasks.images import files as image_files
 from metalearn.tasks.images.files import list_images
 from metalearn.tasks.images.format import BadImageError
 from tests.tasks.pictures import noise, tree_files, write_folder, write_zip
@@ -135,3 +137,47 @@ def test_a_flipped_byte_in_a_zip_is_told_by_the_member(tmp_path: Path) -> None:
         with pytest.raises(BadImageError, match=r"a.zip: cat/00.png can not be read from the zip \(Bad CRC"):
             read("cat/00.png")
         assert read("cat/01.png") == FILES["cat/01.png"]
+
+
+def test_other_pixels_under_the_same_names_sizes_and_times_are_another_content(tmp_path: Path) -> None:
+    """As of bitmaps that were unzipped with fixed dates."""
+    found = []
+    for place, value in (("one/animals", 0), ("two/animals", 255)):
+        root = write_folder(tmp_path / place, {f"cat/{i}.bmp": bytes([value]) * 300 for i in range(3)})
+        for file in (root / "cat").iterdir():
+            os.utime(file, ns=(10**18, 10**18))
+        found.append(list_images(root).fingerprint(("cat",)))
+    assert found[0] != found[1]
+    # In one place too: a file replaced by one of the same size, with the time put back.
+    file = tmp_path / "one/animals/cat/1.bmp"
+    file.write_bytes(b"x" * 300)
+    os.utime(file, ns=(10**18, 10**18))
+    assert list_images(tmp_path / "one/animals").fingerprint(("cat",)) != found[0]
+
+
+def test_the_content_of_files_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a file system has no times and inodes of its own, which is what the stamp is of."""
+    monkeypatch.setattr(image_files, "_stamp", lambda entry: "")
+    root = write_folder(tmp_path, {"cat/0.bmp": b"a" * 9000})
+    before = list_images(root).fingerprint(("cat",))
+    assert list_images(root).fingerprint(("cat",)) == before
+    (root / "cat/0.bmp").write_bytes(b"a" * 8999 + b"b")
+    assert list_images(root).fingerprint(("cat",)) != before
+
+
+@pytest.mark.parametrize(
+    ("folder", "split"),
+    [
+        ("Train", "train"),
+        ("TRAINING", "train"),
+        ("meta-train", "train"),
+        ("Val", "val"),
+        ("dev", "val"),
+        ("Testing", "test"),
+        ("meta_test", "test"),
+        ("trainers", None),
+        ("evaluation", None),
+    ],
+)
+def test_folders_of_splits(folder: str, split: str | None) -> None:
+    assert image_files.split_of(folder) == split

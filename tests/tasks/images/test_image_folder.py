@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -11,13 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from metalearn.errors import UsageError
 from metalearn.tasks import ImageFolder
 from metalearn.tasks.images import store
 from metalearn.tasks.images.files import ImageTree
 from metalearn.tasks.images.format import ImageFormat
-from tests.tasks.pictures import TRUNCATED, noise, pixels_of, tree_files, write_folder, write_zip
+from tests.tasks.pictures import TRUNCATED, encoded, noise, pixels_of, tree_files, write_folder, write_zip
 
 SMALL = {"ways": 2, "shots": 1, "query_shots": 2}
 NAMES = tuple(f"class{number}" for number in range(10))
@@ -309,3 +311,28 @@ def test_nothing_is_decoded_before_an_episode_is_known_to_fit(root: Path, monkey
     monkeypatch.setattr(ImageFormat, "decode", lambda *_, **__: pytest.fail("this takes minutes in earnest"))
     with pytest.raises(UsageError, match="ways=7"):
         ImageFolder(root=root, image_size=8, ways=7)
+
+
+def test_the_root_is_the_first_argument(root: Path) -> None:
+    assert ImageFolder(str(root), **SMALL).name == "animals"
+    with pytest.raises(UsageError, match="`root` must be the path of a file or folder, got 5"):
+        ImageFolder(5, **SMALL)  # type: ignore[arg-type]
+
+
+def test_pictures_that_fit_nowhere_are_refused_before_decoding(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageTree, "opened", None)  # decoding would fail otherwise
+    with pytest.raises(UsageError, match=r"images of 3 x 1000000 x 1000000 pixels need .* GB.* Choose a smaller"):
+        ImageFolder(root, image_size=1_000_000, **SMALL)
+
+
+def test_two_folders_of_equal_names_sizes_and_times_do_not_share_a_store(tmp_path: Path) -> None:
+    found = []
+    for place, value in (("one", 10), ("two", 200)):
+        picture = encoded(Image.new("RGB", (8, 8), (value,) * 3), "BMP")
+        folder = write_folder(
+            tmp_path / place / "animals", {f"c{n}/{i}.bmp": picture for n in range(10) for i in "abc"}
+        )
+        for file in folder.rglob("*.bmp"):
+            os.utime(file, ns=(10**18, 10**18))
+        found.append(int(ImageFolder(folder, **SMALL).classes["train"].examples.max()))
+    assert found == [10, 200]

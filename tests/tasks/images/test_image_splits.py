@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -154,3 +155,32 @@ def test_a_broken_file_of_lists_is_named(tmp_path: Path, name: str, content: str
     path = tmp_path / name.partition("/")[0]
     with pytest.raises(UsageError, match=f"splits={path} {message}"):
         split_classes(tree(*NAMES), path)
+
+
+@pytest.mark.parametrize("tops", [("Train", "Val", "Test"), ("training", "dev", "testing"), ("TRAIN", "valid", "test")])
+def test_sub_folders_under_other_names(tops: tuple[str, str, str]) -> None:
+    chosen = split_classes(tree(*(f"{top}/c{number}" for number, top in enumerate(tops))))
+    assert chosen.names == {"train": ("c0",), "val": ("c1",), "test": ("c2",)}
+
+
+@pytest.mark.parametrize(
+    "tops", [("train_images", "test_images"), ("01-training", "02-eval"), ("all train", "holdout")]
+)
+def test_a_class_in_two_folders_that_look_like_splits_is_refused(tops: tuple[str, str]) -> None:
+    names = [f"{top}/c{number}" for top in tops for number in range(5)]
+    with pytest.raises(UsageError, match=r"has the class 'c0' in .* which look like splits"):
+        split_classes(tree(*names))
+    lists = {"train": names[:2], "test": names[6:8]}
+    assert split_classes(tree(*names), lists).scheme == "class lists"
+
+
+def test_equal_names_in_other_folders_are_classes() -> None:
+    """Omniglot's characters are called alike in every alphabet."""
+    names = [f"{top}/character{number}" for top in ("Greek", "Latin") for number in range(5)]
+    assert sum(map(len, split_classes(tree(*names)).folders.values())) == 10
+
+
+@pytest.mark.parametrize("splits", [[], ["c00"], 5, ("train", "test")])
+def test_splits_of_another_kind_are_refused(splits: Any) -> None:
+    with pytest.raises(UsageError, match="`splits` must give the classes of each split"):
+        split_classes(tree(*NAMES), splits)

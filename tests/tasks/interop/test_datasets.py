@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset
 
-from metalearn.errors import UsageError
+from metalearn.errors import PluginError, UsageError
 from metalearn.tasks import from_dataset
 from metalearn.tasks.checks import batch_findings
 from metalearn.tasks.images.torchvision_import import torchvision_module
@@ -219,3 +219,23 @@ def test_splits_are_not_for_a_mapping() -> None:
 def test_more_shots_than_a_class_has_are_told() -> None:
     with pytest.raises(UsageError, match=r"need 8 examples a class, and class '\d' of Items has 6"):
         from_dataset(Items(numbered(LABELS)), ways=2, shots=6, query_shots=2)
+
+
+class Broken(Items):
+    """Its item 7 can not be read."""
+
+    def __getitem__(self, index: int) -> Any:
+        if index == 7:
+            raise OSError("no such picture")
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("declared", [False, True])
+def test_an_item_that_raises_is_named_and_its_own_traceback_kept(declared: bool) -> None:
+    labels = [index % 5 for index in range(30)]
+    items = Broken(numbered(labels), **({"targets": labels} if declared else {}))
+    with pytest.raises(PluginError, match=r"Item 7 of the dataset .* raised OSError: no such picture") as raised:
+        from_dataset(items, **SMALL)
+    assert isinstance(raised.value.__cause__, OSError)
+    assert 'raise OSError("no such picture")' in raised.value.own_traceback
+    assert 'datasets.py", line' not in raised.value.own_traceback.replace("test_datasets.py", "")

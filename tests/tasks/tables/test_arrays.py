@@ -1,6 +1,7 @@
 """Episodes out of a table: rows that say which class, group and row they are."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars
@@ -206,3 +207,79 @@ def test_groups_are_read_from_the_mapped_file_by_the_row(tmp_path: Path) -> None
     assert torch.equal(
         source.episodes("test", [3]).query[0], Arrays(table, shots=2, query_shots=4).episodes("test", [3]).query[0]
     )
+
+
+def column_table(values: np.ndarray, *, groups: bool) -> Table:
+    """20 classes (or 20 groups) of 9 rows, with a column of one's own beside the row's number."""
+    marks = np.arange(180) // 9
+    features = np.stack([values, np.arange(180.0)], axis=1)
+    if groups:
+        return Table(features, np.arange(180.0), marks, columns=("mine", "row"))
+    return Table(features, marks, columns=("mine", "row"))
+
+
+def standardised(values: np.ndarray, *, groups: bool) -> torch.Tensor:
+    """The column in 2000 training episodes."""
+    options = {"kind": "regression"} if groups else {"ways": 3}
+    source = Arrays(column_table(values, groups=groups), shots=2, query_shots=4, **options)
+    return source.episodes("train", range(2000)).query[0][..., 0].double()
+
+
+ROWS = np.random.default_rng(0).normal(size=180)
+
+
+@pytest.mark.parametrize("groups", [False, True])
+@pytest.mark.parametrize(
+    "values",
+    [1.6e9 + 1e-4 * ROWS, 1e-15 * ROWS, 1e-200 * ROWS, 1e200 * ROWS, 1e12 + 1e-2 * ROWS],
+    ids=["looks constant", "small", "tiny", "huge", "far"],
+)
+def test_a_column_of_any_size_is_standardised(values: np.ndarray, groups: bool) -> None:
+    found = standardised(values, groups=groups)
+    assert abs(float(found.mean())) < 0.1
+    assert 0.9 < float(found.std()) < 1.1
+
+
+@pytest.mark.parametrize("groups", [False, True])
+@pytest.mark.parametrize("value", [0.1, 1e9 + 0.1, -3e200])
+def test_a_constant_column_is_exactly_0(value: float, groups: bool) -> None:
+    assert bool((standardised(np.full(180, value), groups=groups) == 0).all())
+
+
+@pytest.mark.parametrize("groups", [False, True])
+@pytest.mark.parametrize("standardise", [False, True])
+def test_what_float32_can_not_hold_is_told_with_its_column(groups: bool, standardise: bool) -> None:
+    values = np.full(180, 0.5)
+    table = column_table(values, groups=groups)
+    options: dict[str, Any] = {"kind": "regression"} if groups else {"ways": 3}
+    options |= {"shots": 2, "query_shots": 4, "standardise": standardise}
+    source = Arrays(table, **options)
+    names = (source.group_names if groups else source.class_names)["test"]
+    values[int(names[0]) * 9] = 1e60
+    with pytest.raises(UsageError, match=r"has 1e\+60 in column 'mine', which.* is too large for float32"):
+        Arrays(column_table(values, groups=groups), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"features": 3}, "task.features must be the name of a column"),
+        ({"label": 3}, "task.label must be the name of a column"),
+        ({"group": 3}, "task.group must be the name of a column"),
+        ({"root": 5}, "`root` must be the path"),
+        ({"split_seed": 2**70}, r"`split_seed` must be a whole number below 2\*\*63"),
+        ({"splits": []}, "`splits` must give a list"),
+        ({"splits": {"train": 5.0}}, "splits.train must be a list"),
+    ],
+)
+def test_options_of_another_kind_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Arrays(**({"root": plain_table()} | options))
+
+
+def test_zero_padded_values_are_values(tmp_path: Path) -> None:
+    lines = "".join(f"{row},{row:03d},{row // 10}\n" for row in range(60))
+    (tmp_path / "t.csv").write_text("u,label,shop\n" + lines)
+    source = Arrays(tmp_path / "t.csv", kind="regression", group="shop", shots=2, query_shots=3, standardise=False)
+    inputs, targets = source.episodes("train", range(5)).query
+    assert torch.equal(inputs, targets)

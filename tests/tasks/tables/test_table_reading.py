@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars
@@ -187,3 +188,54 @@ def test_without_polars_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "polars", None)
     with pytest.raises(UsageError, match=r'pip install "metalearn-torch\[tables\]"'):
         read(path)
+
+
+def csv(folder: Path, text: str) -> Path:
+    path = folder / "own.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (("003", "3", "12"), ["003", "3", "12"]),
+        (("3", "-4", "12"), [3, -4, 12]),
+        (("1.5", "2", "1e3"), [1.5, 2.0, 1000.0]),
+        ((f"{10**20}", "3", "4"), [f"{10**20}", "3", "4"]),
+        (("a", "3", "true"), ["a", "3", "true"]),
+    ],
+)
+def test_labels_and_groups_stay_what_they_are(tmp_path: Path, labels: tuple[str, ...], expected: list[Any]) -> None:
+    path = csv(tmp_path, "u,label,shop\n" + "".join(f"{row},{each},{each}\n" for row, each in enumerate(labels)))
+    table = read(path, group="shop")
+    assert table.groups is not None
+    assert table.labels.tolist() == table.groups.tolist() == expected
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_another_separator_is_seen_in_the_header(tmp_path: Path, mark: str) -> None:
+    table = read(csv(tmp_path, "u,v,label\n1,2.5,a\n3,4,b\n".replace(",", mark)))
+    assert table.features.tolist() == [[1.0, 2.5], [3.0, 4.0]]
+    assert table.labels.tolist() == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("u,v,label\n1,2,a\n3,nan,b\n", {}, "has nan in row 1 of column 'v'"),
+        ("u;label\n1,5;a\n2,5;b\n", {}, "'1,5' in row 0, with a decimal comma"),
+        (",u,label\n0,1,a\n1,2,b\n", {}, "has the column '', which is how pandas writes its index"),
+        ("Unnamed: 0,u,label\n0,1,a\n1,2,b\n", {}, "has the column 'Unnamed: 0', which is how pandas"),
+        ("u,v,label\n1,2,a\n", {"features": ["u", "v", "u"]}, "task.features has the column 'u' twice"),
+        ("u,v,label\n1,2,a\n", {"features": 3}, "task.features must be the name of a column.*got 3"),
+        ("u,v,label\n1,2,a\n", {"label": 3}, "task.label must be the name of a column.*got 3"),
+    ],
+)
+def test_what_is_odd_in_a_csv_is_told(tmp_path: Path, text: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        read(csv(tmp_path, text), **options)
+
+
+def test_the_index_of_pandas_can_be_named_as_a_feature(tmp_path: Path) -> None:
+    assert read(csv(tmp_path, ",u,label\n0,1,a\n1,2,b\n"), features=["u"]).features.tolist() == [[1.0], [2.0]]

@@ -83,10 +83,10 @@ def _evaluate(composed: Composed) -> None:
     parts += [f"{value}-{name.replace('_', '-')}" for name, value in sizes.items()] + _called(asked.test_task)
     path = folder / "evaluations" / f"{'-'.join(parts)}.json"
     results.save(path)
-    if TaskCard.read(folder) is None:  # a run of an older version, which `metalearn.load` can not use without data
-        TaskCard.of(experiment.source).write(folder)
     print(_table(results))
     print(f"Written to {path}")
+    if TaskCard.read(folder) is None:  # a run of an older version, which `metalearn.load` can not use without data
+        TaskCard.of(experiment.source).write(folder)
 
 
 _SIZES = ("shots", "query_shots")

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -367,6 +368,18 @@ def test_an_interrupted_sweep_goes_on_with_the_same_command(workers: int, number
     assert Path("sweep/0/metrics.jsonl").read_bytes() == Path("alone/metrics.jsonl").read_bytes()
 
 
+def test_a_point_that_was_killed_before_its_first_checkpoint_starts_anew() -> None:
+    assert sweep("seed=0,1") == 0
+    whole = table()
+    killed = Path("sweep/1")
+    shutil.rmtree(killed / "checkpoints")
+    for path in killed.iterdir():
+        if path.name not in {"metrics.jsonl", "point.json", "config.yaml"}:
+            path.unlink()
+    assert sweep("seed=0,1") == 0
+    assert [row["test_loss_mean"] for row in table()] == [row["test_loss_mean"] for row in whole]
+
+
 @pytest.mark.slow
 def test_a_study_whose_process_was_killed_goes_on() -> None:
     study = command(*STUDY, "meta.num_steps=100000", "hydra.sweep.dir=sweep", "hydra.sweeper.num_trials=2")
@@ -381,7 +394,7 @@ def test_a_study_whose_process_was_killed_goes_on() -> None:
     before = Path("sweep/0/metrics.jsonl").stat().st_size
     while Path("sweep/0/metrics.jsonl").stat().st_size <= before:  # the open trial goes on, from its checkpoint
         assert again.poll() is None, again.communicate()
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, (before, Path("sweep/0/metrics.jsonl").stat().st_size)
         time.sleep(0.02)
     again.send_signal(signal.SIGTERM)
     assert finished(again)[0] == 130

@@ -17,6 +17,7 @@ from metalearn.sweeps.directory import ask_to_stop, asked_to_stop
 from metalearn.sweeps.points import OUTCOME, TRACEBACK, Outcome, Point, read_outcome
 from metalearn.training import Interrupted, LineProgress, Progress, SilentProgress, StopFlag, Stopped, run_status
 from metalearn.training.results import describe
+from metalearn.training.run_directory import METRICS
 
 _POLL_SECONDS = 0.2
 _MARK = "metalearn: "
@@ -130,7 +131,10 @@ def _surroundings(point: Point, directory: Path) -> Iterator[PointRun]:
     if point.trial is not None:
         report = study.reporter(directory, point.trial)
     progress = None if alone else LineProgress(_Prefixed(f"[{point.number}] "))  # type: ignore[arg-type]
-    run = PointRun(resume=run_status(point.folder) == "interrupted", stop=stop, progress=progress, on_validation=report)
+    status = run_status(point.folder)
+    if status == "empty":  # perhaps of a process that was killed before its first checkpoint: it starts anew
+        (point.folder / METRICS).unlink(missing_ok=True)
+    run = PointRun(resume=status == "interrupted", stop=stop, progress=progress, on_validation=report)
     if alone:
         yield run
         return

@@ -68,8 +68,12 @@ def test_a_point_that_ended_early_keeps_its_best_validation(point: Point) -> Non
         {"step": 3, "split": "val", "loss": 0.9},
         {"step": 3, "split": "train", "loss": 0.01},
     ]
-    (point.folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    outcome = run_point(point, raising(Stopped(3)), directory=point.folder.parent)
+
+    def stops_early(run: PointRun) -> None:
+        (point.folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        raise Stopped(3)
+
+    outcome = run_point(point, stops_early, directory=point.folder.parent)
     assert outcome.val["loss"]["mean"] == 0.2
 
 

@@ -11,12 +11,12 @@ from metalearn.errors import UsageError
 from metalearn.tasks.base import check_path
 from metalearn.tasks.cache import cache_folder
 from metalearn.tasks.cifar_fs.images import FORMAT, download_cifar100, find_cifar100
+from metalearn.tasks.class_splits import SPLITS
 from metalearn.tasks.classification import ClassificationSource
 from metalearn.tasks.counts import Count
 from metalearn.tasks.images.store import ImageStore, find_store, load_store, locked
 
 NAME = "cifar_fs"
-SPLITS = ("train", "val", "test")
 
 
 class CifarFS(ClassificationSource):

@@ -1,0 +1,40 @@
+"""The mode that looks every torch function up in the tables of this room."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from metalearn.errors import UsageError
+from metalearn.interception import attention, draws, normalisation
+from metalearn.interception.call import Call
+
+_REPLACEMENTS: dict[Any, Callable[..., Any]] = {
+    **draws.REPLACEMENTS,
+    **normalisation.REPLACEMENTS,
+    **attention.REPLACEMENTS,
+}
+
+
+class Interception(Call):
+    """Within it torch's functions are replaced, and a use of `foreign` tensors (the name of each by its id) refused."""
+
+    def __init__(self, key: Tensor | None, *, foreign: Mapping[int, str], rows: Tensor | None = None) -> None:
+        super().__init__(key, rows=rows)
+        self._foreign = foreign
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        for arg in args:
+            if id(arg) in self._foreign:
+                raise UsageError(
+                    f"forward uses the module's own {self._foreign[id(arg)]!r}, not what was passed in: a function or "
+                    "object kept by the module refers to it past the module. Reach it through `self` in forward."
+                )
+        replacement = _REPLACEMENTS.get(func)
+        if replacement is not None:
+            return replacement(self, *args, **(kwargs or {}))
+        if func in draws.REFUSED and draws.REFUSED[func](args, kwargs or {}):
+            raise draws.no_keyed_form(func)
+        return func(*args, **(kwargs or {}))

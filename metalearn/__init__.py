@@ -3,11 +3,28 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from metalearn import algorithms, execution, losses, metagrad, models, optim, random, tasks, testing, tree
+from metalearn import (
+    algorithms,
+    ensembles,
+    execution,
+    losses,
+    metagrad,
+    models,
+    normalisation,
+    optim,
+    random,
+    state,
+    tasks,
+    testing,
+    tree,
+)
 from metalearn.errors import UsageError
 from metalearn.functional import FunctionalModel, functionalize
 from metalearn.inner import Adapted, adapt
 from metalearn.problem import Problem
+from metalearn.sequence import unroll
+from metalearn.stepping import start, step, value_and_grad
+from metalearn.testing import check_stateless
 from metalearn.types import Aux, Episodes
 
 if TYPE_CHECKING:
@@ -29,17 +46,25 @@ __all__ = [
     "UsageError",
     "adapt",
     "algorithms",
+    "check_stateless",
+    "ensembles",
     "execution",
     "functionalize",
     "load",
     "losses",
     "metagrad",
     "models",
+    "normalisation",
     "optim",
     "random",
+    "start",
+    "state",
+    "step",
     "tasks",
     "testing",
     "tree",
+    "unroll",
+    "value_and_grad",
 ]
 
 # Imported when they are asked for: `import metalearn` waits for neither Hydra nor scikit-learn, which is optional.

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from metalearn.captured import refuse_captured
+from metalearn.diagnosis import explained
 from metalearn.errors import UsageError
-from metalearn.optim import GradientTransformation, apply_updates
+from metalearn.optim import GradientTransformation
 from metalearn.problem import Episode, Problem, check_num_steps
 from metalearn.types import Aux, Batch, Tensors
 
@@ -35,7 +36,8 @@ class TraceStep(NamedTuple):
     Attributes:
         params: the parameters before the step, at which the gradient was taken.
         grads: the gradient of the loss.
-        updates: what the optimizer made of it; `params + updates` are the next step's parameters.
+        updates: what the optimizer made of it; `params + updates` are the next step's parameters, but for the last
+            bit, which is that of torch.optim.
         loss: the loss before the step, a scalar.
         metrics: what else the loss reported.
     """
@@ -105,7 +107,7 @@ def adapt(
     state = InnerState(dict(params), dict(buffers), optimizer.init(params) if opt_state is None else opt_state)
     steps = []
     for _ in range(num_inner_steps):
-        state, step = inner_step(_with_aux(loss_fn), optimizer, state, support)
+        state, step = inner_step(with_aux(loss_fn), optimizer, state, support)
         if trace:
             steps.append(step)
     return Adapted(*state, trace=tuple(steps) if trace else None)
@@ -115,14 +117,15 @@ def inner_step(
     loss_fn: LossFunction, optimizer: GradientTransformation, state: InnerState, batch: Batch
 ) -> tuple[InnerState, TraceStep]:
     """One pure step: the gradient of the loss, the optimizer's updates, the next state."""
-    _refuse_shadowed(state)
+    refuse_shadowed(state.params, state.buffers)
 
     def loss_of(params: Tensors) -> tuple[Tensor, Aux]:
         return _checked(loss_fn(params, state.buffers, batch), "the loss")
 
-    grads, (loss, aux) = grad_and_value(loss_of, has_aux=True)(state.params)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = apply_updates(state.params, updates)
+    with explained({**state.params, **state.buffers}):
+        grads, (loss, aux) = grad_and_value(loss_of, has_aux=True)(state.params)
+    refuse_shadowed(state.params, aux.buffers)
+    params, updates, opt_state = optimizer.step(grads, state.opt_state, state.params)
     step = TraceStep(state.params, grads, updates, loss, aux.metrics)
     return InnerState(params, aux.buffers, opt_state), step
 
@@ -198,8 +201,10 @@ def _checked(result: Any, what: str) -> tuple[Tensor, Aux]:
     return loss, aux
 
 
-def _with_aux(loss_fn: FreeLossFunction) -> LossFunction:
-    def with_aux(params: Tensors, buffers: Tensors, batch: Batch) -> tuple[Tensor, Aux]:
+def with_aux(loss_fn: FreeLossFunction) -> LossFunction:
+    """The loss in the form that a step calls, whichever of the forms it was given in."""
+
+    def whole(params: Tensors, buffers: Tensors, batch: Batch) -> tuple[Tensor, Aux]:
         result = loss_fn(params, buffers, batch)
         if isinstance(result, Tensor):
             return result, Aux(buffers, {})
@@ -211,13 +216,15 @@ def _with_aux(loss_fn: FreeLossFunction) -> LossFunction:
                 return loss, Aux(dict(aux), {})
         raise UsageError(f"loss_fn returned {type(result).__name__}: expected loss, (loss, buffers) or (loss, Aux).")
 
-    return with_aux
+    return whole
 
 
-def _refuse_shadowed(state: InnerState) -> None:
-    shadowed = state.params.keys() & state.buffers.keys()
+def refuse_shadowed(params: Tensors, buffers: Tensors) -> None:
+    """Raises UsageError for a parameter that is among the buffers too."""
+    shadowed = params.keys() & buffers.keys()
     if shadowed:
         raise UsageError(
             f"{min(shadowed)!r} is among the buffers too, and a buffer comes first, so optimising it would do nothing. "
-            "A parameter that forward itself assigns to becomes state: leave it out of `params`."
+            "A parameter that forward itself changes becomes state: leave it out of `params`, as "
+            f"metalearn.state.partition(model.params, {min(shadowed)!r}) does, or MAML(adapted=…)."
         )

@@ -38,6 +38,8 @@ class Problem:
         batch: `(episode, step) -> batch` for the inner step; the support set by default.
         outer_weights: the weight of the outer loss after each inner step 1 … `num_inner_steps` (MAML++'s multi-step
             loss); None judges the last state alone.
+        must_return: names of buffers that have to return to the model after a meta step, as its test reads what only
+            training writes (shared running statistics): an execution that keeps them back is refused.
     """
 
     init: Callable[[Tensors, Episode], tuple[Tensors, Tensors]]
@@ -47,6 +49,7 @@ class Problem:
     num_inner_steps: int
     batch: Callable[[Episode, int], Batch] = support_set
     outer_weights: Sequence[float | Tensor] | None = None
+    must_return: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         check_num_steps(self.num_inner_steps)

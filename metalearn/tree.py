@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree  # the module that torch.func itself is built on
 
+from metalearn.errors import UsageError
 from metalearn.types import Tensors
 
 T = TypeVar("T")
@@ -61,3 +62,39 @@ def prefixed(named: Mapping[str, Tensor], prefix: str) -> Tensors:
 def norm(nest: Any) -> Tensor:
     """The Euclidean norm of all the tensors of a nest taken together."""
     return torch.stack([leaf.square().sum() for leaf in tensors(nest)]).sum().sqrt()
+
+
+def to_vector(named: Mapping[str, Tensor], *, num_leading: int = 0) -> Tensor:
+    """All entries flattened and joined in order, `[..., size]`; the first `num_leading` axes of each stay in front.
+
+    Example:
+        >>> to_vector({"w": torch.zeros(3, 2), "b": torch.ones(2)})
+        tensor([0., 0., 0., 0., 0., 0., 1., 1.])
+    """
+    flat = [value.reshape((*value.shape[:num_leading], value.shape[num_leading:].numel())) for value in named.values()]
+    return torch.cat(flat, dim=-1)
+
+
+def from_vector(vector: Tensor, like: Mapping[str, Tensor]) -> Tensors:
+    """The entries that `to_vector` made `vector` of, by the names and shapes of `like`; leading axes stay in front.
+
+    Differentiable in the vector, so a network's output may be another one's parameters.
+
+    Raises:
+        UsageError: the vector's last axis is not as long as the entries of `like` together.
+
+    Example:
+        >>> from_vector(torch.arange(3.0), {"w": torch.zeros(1, 2), "b": torch.zeros(())})
+        {'w': tensor([[0., 1.]]), 'b': tensor(2.)}
+    """
+    sizes = [value.numel() for value in like.values()]
+    if vector.dim() == 0 or vector.shape[-1] != sum(sizes):
+        raise UsageError(
+            f"the vector has shape {list(vector.shape)}, but its last axis has to be {sum(sizes)} long for the "
+            f"{len(sizes)} tensors it stands for."
+        )
+    parts = torch.split(vector, sizes, dim=-1)
+    return {
+        name: part.reshape((*vector.shape[:-1], *value.shape))
+        for (name, value), part in zip(like.items(), parts, strict=True)
+    }

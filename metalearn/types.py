@@ -1,7 +1,7 @@
 """The words of the library as types: one name for one thing."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from torch import Tensor
 
@@ -16,6 +16,14 @@ Schedule: TypeAlias = Callable[[Tensor], Tensor | float]
 
 Hyper: TypeAlias = float | Tensor | Mapping[str, Tensor | float] | Schedule
 """A hyper-parameter: one value, a value by parameter name, or a schedule of either."""
+
+
+RNG = "rng"
+"""The name among the buffers of the random key that the model draws from."""
+
+Statistics: TypeAlias = Literal["set", "tracked", "running"]
+"""What a norm with running statistics normalises by: the set at hand (running ones neither read nor written), the set
+at hand and running ones updated by it, or the running ones."""
 
 
 class Present(NamedTuple):

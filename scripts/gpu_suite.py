@@ -146,11 +146,69 @@ def check_certified(device: torch.device) -> dict[str, Any]:
     return {"error": report.error}
 
 
+class _Last(torch.nn.Module):
+    """A recurrent layer's output after the last step."""
+
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)[0][:, -1]
+
+
+MODULES: dict[str, Callable[[], list[torch.nn.Module]]] = {
+    # cuDNN's recurrent kernels have no second derivative, nor have the fused kernels of attention.
+    "lstm": lambda: [_Last(torch.nn.LSTM(8, 8, num_layers=2, dropout=0.2, bidirectional=True, batch_first=True))],
+    "gru": lambda: [_Last(torch.nn.GRU(8, 16, batch_first=True))],
+    "attention": lambda: [
+        torch.nn.TransformerEncoderLayer(8, 2, 16, dropout=0.2, batch_first=True),
+        torch.nn.Flatten(),
+        torch.nn.Linear(8 * 8, 16),
+    ],
+    "convolution": lambda: [
+        torch.nn.Unflatten(1, (1, 8)),
+        torch.nn.Conv2d(1, 4, 3),
+        torch.nn.BatchNorm2d(4),
+        torch.nn.Tanh(),
+        torch.nn.ConvTranspose2d(4, 1, 3),
+        torch.nn.Flatten(),
+        torch.nn.Linear(64, 16),
+    ],
+}
+
+
+def check_modules(device: torch.device) -> dict[str, Any]:
+    """Second-order gradients of modules whose fused kernels have none: device against CPU, vmap against the loop."""
+    return {name: max(_module_errors(layers, device)) for name, layers in MODULES.items()}
+
+
+def _module_errors(layers: Callable[[], list[torch.nn.Module]], device: torch.device) -> list[float]:
+    torch.manual_seed(0)
+    model = functionalize(torch.nn.Sequential(*layers(), torch.nn.Linear(16, 3)).double())
+    generator = torch.Generator().manual_seed(3)
+    sets = [
+        (torch.randn(3, 5, 8, 8, dtype=torch.float64, generator=generator), torch.arange(5).remainder(3).expand(3, 5))
+        for _ in range(2)
+    ]
+    episodes = Episodes(*sets, random.key(torch.arange(3)))
+    maml = MAML(loss=losses.cross_entropy, inner_lr=0.3, num_inner_steps=2)
+
+    def gradient(place: torch.device | str, way: Loop | Vmap) -> Any:
+        there = model.to(place)
+        outcome = way.value_and_grad(Unrolled(), maml.problem(there))(maml.init(there), tree.to(episodes, place))
+        return tree.to((outcome.value, outcome.grads), "cpu")
+
+    expected = gradient("cpu", Loop())
+    return [assert_close(gradient(device, way), expected, tolerance=1e-9) for way in (Loop(), Vmap())]
+
+
 CHECKS: dict[str, Callable[[torch.device], dict[str, Any]]] = {
     "random": check_random,
     "episodes": check_episodes,
     "gradients": check_gradients,
     "certified": check_certified,
+    "modules": check_modules,
 }
 
 

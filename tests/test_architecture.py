@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "metalearn"
-LEAVES = {"errors", "types", "random", "tree", "losses"}
+LEAVES = {"errors", "types", "random", "tree", "losses", "files"}
 # What a room may import of ours beside the leaves and itself: the rooms below it.
 BELOW: dict[str, set[str]] = {
     "errors": set(),
@@ -14,27 +14,34 @@ BELOW: dict[str, set[str]] = {
     "random": set(),
     "tree": set(),
     "losses": set(),
+    "files": set(),
     "models": set(),
     "tasks": set(),
     "optim": set(),
     "captured": set(),
-    "interception": set(),
-    "skeleton": set(),
-    "functional": {"interception", "skeleton"},
-    "inner": {"optim", "problem", "captured"},
+    "diagnosis": set(),
+    "functional": {"diagnosis"},
+    "sequence": {"functional"},
+    "state": {"functional"},
+    "normalisation": {"functional"},
     "problem": {"optim"},
-    "metagrad": {"inner", "problem", "optim", "captured"},
+    "inner": {"optim", "problem", "captured", "diagnosis"},
+    "stepping": {"inner", "optim", "diagnosis"},
+    "metagrad": {"inner", "problem", "optim", "captured", "diagnosis"},
     "execution": {"metagrad", "inner", "problem", "functional", "captured"},
-    "algorithms": {"metagrad", "inner", "problem", "optim", "functional"},
-    "training": {"execution", "algorithms", "tasks", "metagrad", "problem", "inner", "functional"},
+    "ensembles": {"execution", "functional", "inner", "stepping"},
+    "algorithms": {"metagrad", "inner", "problem", "optim", "functional", "normalisation", "state"},
+    "training": {
+        "execution", "algorithms", "tasks", "metagrad", "problem", "inner", "functional", "state", "normalisation",
+    },
     "sweeps": {"training"},
     "config": {"sweeps", "training", "execution", "algorithms", "tasks", "models", "metagrad", "optim"},
-    "use": {"config", "training", "functional", "tasks"},
+    "use": {"config", "training", "functional", "normalisation", "tasks"},
     "adapt": {"config", "use", "inner"},
     "train": {"config", "sweeps", "training"},
     "evaluate": {"config", "training"},
     "testing": {"metagrad", "inner", "problem", "optim", "functional", "execution", "algorithms", "tasks", "models"},
-}
+}  # fmt: skip
 # The rooms in the room of tasks, and what each may import of the others; the files beside them are for all.
 TASKS_BELOW: dict[str, set[str]] = {
     "images": set(),

@@ -104,6 +104,9 @@ MISTAKES = [
     (["task._target_=not_there.Task"], "there is no module 'not_there'"),
     (["model._target_=metalearn.models.Conv5"], "Did you mean 'Conv4'"),
     (["algorithm=fomaml", "metagrad=unrolled"], "Leave metagrad out"),
+    (["algorithm.normalisation=stepp"], "Did you mean 'step'?"),
+    (["algorithm.normalisation=3"], "normalisation=3 is not a policy. Known: 'frozen'"),
+    (["algorithm.normalisation=set"], "'set' is about batch norm, and MLP has none. Leave it at 'module'"),
     (["execution.compile=true"], "compiled execution is not there yet"),
     (["logger=wandb", "logger.mode=sometimes"], "logger.mode='sometimes'"),
     (["--config-dir=nope"], "--config-dir=nope is not a folder"),
@@ -144,6 +147,23 @@ def test_more_than_the_data_hold_is_refused(
     overrides: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train.main(["task=glyphs", "meta.num_steps=0", *overrides]) == 2
+    told = capsys.readouterr().err
+    assert expected in told
+    assert len(told.strip().splitlines()) <= 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], "keeps none. Build it with track_running_stats=True (model=conv4 model.norm=batch_running)."),
+        (["model.norm=batch_running", "execution.buffers=keep"], "execution.buffers=keep returns nothing to the model"),
+    ],
+)
+def test_a_normalisation_policy_that_can_not_be_kept_is_told(
+    overrides: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    glyphs = ("task=glyphs", "+task.num_alphabets=3", "+task.characters=8", "+task.drawings=7", "model.filters=2")
+    assert train.main([*glyphs, "device=cpu", "logger=none", "algorithm.normalisation=step", *overrides]) == 2
     told = capsys.readouterr().err
     assert expected in told
     assert len(told.strip().splitlines()) <= 2

@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from metalearn.config import build_experiment, config_directory, read_config, write_config
-from metalearn.config.build import build_logger, build_module, build_source, without_foreign_defaults
+from metalearn.config.build import build_algorithm, build_logger, build_module, build_source, without_foreign_defaults
 from metalearn.config.choices import register_schemas
 from metalearn.config.schema import TrainConfig, check_bounds
 from metalearn.config.stored import identity, plain
@@ -251,6 +251,22 @@ def test_only_defaults_are_left_out_for_another_class() -> None:
     kept, _ = without_foreign_defaults(config, {"task._target_", "task.ways"})
     with pytest.raises(UsageError, match=r"Sinusoid takes no task\.ways"):
         build_source(kept)
+
+
+def test_an_algorithm_of_ones_own_need_not_know_our_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "an_algorithm.py").write_text(
+        "class Plain:\n"
+        "    def __init__(self, *, loss, inner_lr, num_inner_steps, inner_optimizer): pass\n"
+        "    def problem(self, model): pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = composed("algorithm=fomaml", "algorithm._target_=an_algorithm.Plain", "algorithm.normalisation=set")
+    reduced, left_out = without_foreign_defaults(config, {"algorithm._target_"})
+    assert "algorithm.normalisation" in left_out
+    assert set(reduced.algorithm) == {"_target_", "requires_metagrad"}
+    kept, _ = without_foreign_defaults(config, {"algorithm._target_", "algorithm.normalisation"})
+    with pytest.raises(UsageError, match=r"Plain takes no algorithm\.normalisation"):
+        build_algorithm(kept, build_source(kept))
 
 
 @pytest.mark.parametrize("name", ["none", "console", "wandb", "tensorboard"])

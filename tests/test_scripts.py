@@ -26,6 +26,7 @@ def test_the_gpu_suites_checks_pass_on_a_cpu(tmp_path: Path) -> None:
     assert all(check["passed"] for check in report["checks"].values())
     assert report["checks"]["certified"]["error"] < 1e-6
     assert len(report["checks"]["gradients"]) == 7
+    assert set(report["checks"]["modules"]) == {"passed", "lstm", "gru", "attention", "convolution"}
 
 
 def test_a_failed_check_is_reported(tmp_path: Path) -> None:
@@ -85,3 +86,30 @@ def _measured(bench: ModuleType, repeats: int) -> dict[str, object]:
 
     source = Glyphs(ways=2, shots=1, query_shots=1, num_alphabets=3, characters=3, drawings=3)
     return bench._share(source, 4, repeats)
+
+
+def test_every_way_of_the_ensemble_benchmark_does_the_same_work() -> None:
+    bench = script("bench")
+    for name in bench.NETS:
+        results = [bench._ensemble(name, 3, way)() for way in bench.WAYS]
+        outputs = [result[0] if isinstance(result, tuple) else result for result in results]
+        for output in outputs:
+            torch.testing.assert_close(output, outputs[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of memory is read from Linux")
+def test_the_ensemble_benchmark_measures_time_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = script("bench")
+    monkeypatch.setattr(bench, "NETS", {name: net for name, net in bench.NETS.items() if name.startswith("mlp")})
+    monkeypatch.setattr(bench, "WAYS", {way: bench.WAYS[way] for way in ("list of modules", "one call")})
+    bench.CASES["tiny"] = lambda repeats: bench.ensemble(repeats, copies=[500])
+    bench.LINES["tiny"] = bench._lines_of_ensemble
+    paths = {"--json": tmp_path / "tiny.json", "--picture": tmp_path / "tiny.png"}
+    assert bench.main(["tiny", "--repeats", "1", *(str(part) for pair in paths.items() for part in pair)]) == 0
+    (by_copies,) = json.loads(paths["--json"].read_text())["measured"].values()
+    row = by_copies["500"]["one call"]
+    modules = by_copies["500"]["list of modules"]
+    assert row["speedup"] == pytest.approx(modules["seconds"]["median"] / row["seconds"]["median"])
+    # The activations of 500 copies are 500 x 32 x 64 floats a layer: 4 MB, several of them at once.
+    assert row["peak_megabytes"] > 8 > modules["peak_megabytes"]
+    assert paths["--picture"].stat().st_size > 1000

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from metalearn.functional import FunctionalModel
 from metalearn.losses import Loss
+from metalearn.normalisation import Model
 from metalearn.problem import Problem
 from metalearn.types import Aux, Batch, Tensors
 
@@ -31,7 +32,7 @@ class Algorithm(ABC):
         """The adapted model's outputs on `x`: logits or values, `[example, output]`."""
 
 
-def loss_of(loss: Loss, model: FunctionalModel, params: Tensors, buffers: Tensors, batch: Batch) -> tuple[Tensor, Aux]:
+def loss_of(loss: Loss, model: Model, params: Tensors, buffers: Tensors, batch: Batch) -> tuple[Tensor, Aux]:
     """The loss of a model on a set `(inputs, targets)`, or `(inputs, targets, Present)`: then on its real rows."""
     inputs, *rest = batch
     if len(rest) == 2:

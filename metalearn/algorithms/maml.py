@@ -2,17 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from metalearn import random, tree
 from metalearn.algorithms.base import Algorithm, loss_of
+from metalearn.algorithms.roles import Roles
 from metalearn.functional import RNG, FunctionalModel
-from metalearn.inner import Adapted, adapt
+from metalearn.inner import Adapted, InnerState, inner_step
 from metalearn.losses import Loss
+from metalearn.normalisation import Normalisation, policy_of
 from metalearn.optim import GradientTransformation, sgd
-from metalearn.problem import Episode, Problem
+from metalearn.problem import Episode, Problem, check_num_steps
+from metalearn.state import Filter
 from metalearn.types import Aux, Batch, Hyper, Tensors
 
 
@@ -29,6 +33,10 @@ class MAML(Algorithm):
         inner_lr: the inner rate $\alpha$.
         num_inner_steps: inner steps in training.
         inner_optimizer: from a rate to a `GradientTransformation`.
+        adapted: which parameters the inner loop adapts (`metalearn.state.Filter`): `"head.*"` is ANIL, `"features.*"`
+            BOIL. The others are used as they were learned.
+        learned: which parameters' start is meta-learned; the others stay at the model's own values.
+        normalisation: what norms normalise by in each pass: a name in `metalearn.normalisation.POLICIES`, or a policy.
 
     Reference: Finn, Abbeel and Levine 2017, arXiv:1703.03400, Algorithm 2.
     """
@@ -37,24 +45,37 @@ class MAML(Algorithm):
     inner_lr: Hyper = 0.01
     num_inner_steps: int = 1
     inner_optimizer: Callable[[Hyper], GradientTransformation] = sgd
+    adapted: Filter = "*"
+    learned: Filter = "*"
+    normalisation: str | Normalisation = "module"
+
+    def __post_init__(self) -> None:
+        """Refuses a normalisation policy that there is not."""
+        policy_of(self.normalisation)
 
     def init(self, model: FunctionalModel, source: Any = None) -> Tensors:
-        """The model's initial parameters under the prefix `"init."`."""
-        return tree.prefixed(model.params, "init.")
+        """The model's initial parameters, those that are learned, under the prefix `"init."`."""
+        policy_of(self.normalisation).check(model)
+        return tree.prefixed(self._roles(model).learned, "init.")
 
     def problem(self, model: FunctionalModel) -> Problem:
         """The bilevel problem of Algorithm 2."""
+        roles, norms = self._roles(model), policy_of(self.normalisation)
+        norms.check(model)
+        initial_buffers = norms.initial_buffers(model, self.num_inner_steps)
 
         def init(meta: Tensors, episode: Episode) -> tuple[Tensors, Tensors]:
-            return tree.select(meta, "init."), _keyed(model.buffers, episode.key)
+            return roles.start(meta), _keyed(initial_buffers, episode.key)
 
         def inner_loss(meta: Tensors, params: Tensors, buffers: Tensors, batch: Batch, step: int) -> tuple[Tensor, Aux]:
-            return loss_of(self.loss, model, params, buffers, batch)
+            return loss_of(self.loss, norms.at_support(model, step), roles.whole(meta, params), buffers, batch)
 
         def outer_loss(
             meta: Tensors, params: Tensors, buffers: Tensors, episode: Episode, step: int
         ) -> tuple[Tensor, Aux]:
-            return loss_of(self.loss, model, params, buffers, episode.query)
+            at_query = norms.at_query(model, step)
+            loss, aux = loss_of(self.loss, at_query, roles.whole(meta, params), buffers, episode.query)
+            return loss, aux._replace(buffers=norms.returning(model, aux.buffers))
 
         return Problem(
             init=init,
@@ -62,27 +83,33 @@ class MAML(Algorithm):
             optimizer=lambda meta: self.inner_optimizer(self.inner_lr),
             outer_loss=outer_loss,
             num_inner_steps=self.num_inner_steps,
+            must_return=norms.must_return(model),
         )
 
     def adapt(self, model: FunctionalModel, meta: Tensors, buffers: Tensors, support: Batch) -> Adapted:
-        """The parameters after the inner steps on a support set `(inputs, targets)`, padded or not."""
+        """The adapted parameters after the inner steps on a support set `(inputs, targets)`, padded or not."""
+        roles, norms = self._roles(model), policy_of(self.normalisation)
+        norms.check(model)
+        check_num_steps(self.num_inner_steps)
+        optimizer, params = self.inner_optimizer(self.inner_lr), roles.start(meta)
+        buffers = norms.initial_buffers(model.with_buffers(buffers), self.num_inner_steps)
 
-        def loss_fn(params: Tensors, buffers: Tensors, batch: Batch) -> tuple[Tensor, Aux]:
-            return loss_of(self.loss, model, params, buffers, batch)
+        def loss_fn(step: int, params: Tensors, buffers: Tensors, batch: Batch) -> tuple[Tensor, Aux]:
+            return loss_of(self.loss, norms.at_support(model, step), roles.whole(meta, params), buffers, batch)
 
-        return adapt(
-            loss_fn,
-            tree.select(meta, "init."),
-            buffers,
-            support,
-            optimizer=self.inner_optimizer(self.inner_lr),
-            num_inner_steps=self.num_inner_steps,
-        )
+        state = InnerState(params, buffers, optimizer.init(params))
+        for step in range(self.num_inner_steps):
+            state, _ = inner_step(partial(loss_fn, step), optimizer, state, support)
+        return Adapted(*state)
 
     def predict(self, model: FunctionalModel, meta: Tensors, adapted: Adapted, x: Tensor) -> Tensor:
         """The adapted model's outputs on `x`, `[example, output]`."""
-        outputs: Tensor = model(adapted.params, adapted.buffers, x)[0]
+        at_query = policy_of(self.normalisation).at_query(model, self.num_inner_steps)
+        outputs: Tensor = at_query(self._roles(model).whole(meta, adapted.params), adapted.buffers, x)[0]
         return outputs
+
+    def _roles(self, model: FunctionalModel) -> Roles:
+        return Roles.of(model, adapted=self.adapted, learned=self.learned)
 
 
 def _keyed(buffers: Tensors, key: Tensor | None) -> Tensors:

@@ -154,19 +154,20 @@ def without_foreign_defaults(config: TrainConfig, changed: Collection[str]) -> t
     """
     left_out: list[str] = []
     nodes: dict[str, dict[str, Any]] = {}
-    for group in ("task", "model"):
+    for group in ("task", "model", "algorithm"):
         node: dict[str, Any] = getattr(config, group)
         if f"{group}._target_" in changed:
             target = plugins.locate(group, node)
             foreign = [
                 name
                 for name in plugins.arguments_of(node)
-                if f"{group}.{name}" not in changed and not plugins.accepts(target, name)
+                if name != _REQUIRES and f"{group}.{name}" not in changed and not plugins.accepts(target, name)
             ]
             left_out += [f"{group}.{name}" for name in foreign]
             node = {name: value for name, value in node.items() if name not in foreign}
         nodes[group] = node
-    return replace(config, task=nodes["task"], model=nodes["model"]), left_out
+    replaced = replace(config, task=nodes["task"], model=nodes["model"], algorithm=nodes["algorithm"])
+    return replaced, left_out
 
 
 def _build(group: str, node: dict[str, Any], **given: Any) -> Any:

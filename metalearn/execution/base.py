@@ -45,12 +45,25 @@ class Execution(ABC):
         if self.buffers not in POLICIES:
             raise UsageError(f"buffers={self.buffers!r} is not a policy. {did_you_mean(str(self.buffers), POLICIES)}")
 
+    def check(self, problem: Problem) -> None:
+        """Refuses a problem whose buffers have to return to the model, where this execution keeps them back.
+
+        Raises:
+            UsageError: naming one of them.
+        """
+        if self.buffers == "keep" and problem.must_return:
+            raise UsageError(
+                f"execution.buffers=keep returns nothing to the model after a meta step, but the test would read "
+                f"{problem.must_return[0]!r}, which only training writes. Take buffers=mean, or normalisation=frozen."
+            )
+
     @abstractmethod
     def run(self, function: Callable[[Any], Any], episodes: Any) -> Iterator[Any]:
         """`function` of every task, in task order, in pieces: each a nest of tensors with a leading task axis."""
 
     def value_and_grad(self, strategy: Strategy, problem: Problem) -> BatchedMetaGradient:
         """The function `(meta, episodes, carry=None) -> Outcome`, averaged over the tasks in task order."""
+        self.check(problem)
         one_task = strategy.value_and_grad(problem)
 
         def run(meta: Tensors, episodes: Episode, carry: Any = None) -> Outcome:

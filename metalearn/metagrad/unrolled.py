@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from metalearn.captured import refuse_captured
+from metalearn.diagnosis import explained
 from metalearn.errors import UsageError
 from metalearn.inner import outer_value
 from metalearn.metagrad.base import MetaGradient, Outcome, Strategy, constants
@@ -32,7 +33,8 @@ class Unrolled(Strategy):
             def objective(meta: Tensors) -> tuple[Tensor, Aux]:
                 return outer_value(problem, meta, episode)
 
-            grads, (value, aux) = grad_and_value(objective, has_aux=True)(meta)
+            with explained(meta):
+                grads, (value, aux) = grad_and_value(objective, has_aux=True)(meta)
             refuse_captured(value)
             return Outcome(value, grads, aux, None)
 

@@ -1,13 +1,11 @@
 """Optimizers as pairs of pure functions over dicts of tensors, differentiable in everything."""
 
-from metalearn.optim.adam import adam
+from metalearn.optim.adam import AdamState, adam, scale_by_adam
 from metalearn.optim.base import CountState, EmptyState, GradientTransformation, apply_updates, chain, stateless
 from metalearn.optim.sgd import sgd
 from metalearn.optim.transforms import (
-    AdamState,
     TraceState,
     add_decayed_weights,
-    scale_by_adam,
     scale_by_learning_rate,
     stop_gradient,
     trace,

@@ -1,6 +1,6 @@
-"""The pair of pure functions that every optimizer is, and how a hyper-parameter's value is looked up."""
+"""The pure functions that every optimizer is, and how a hyper-parameter's value is looked up."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,16 +11,35 @@ from metalearn.types import Hyper, Tensors
 
 
 class GradientTransformation(NamedTuple):
-    """An optimizer, or a part of one: two pure functions over dicts of tensors.
+    """An optimizer, or a part of one: pure functions over dicts of tensors.
 
     Attributes:
         init: `params -> state`.
         update: `(updates, state, params) -> (updates, state)`; the first updates of a chain are the gradients. Every
             operation is differentiable, also in the state and in the hyper-parameters.
+        fused: what `step` does, where rounding once instead of twice gives the bits of torch.optim; None adds the
+            updates to the parameters.
     """
 
     init: Callable[[Tensors], Any]
     update: Callable[[Tensors, Any, Tensors], tuple[Tensors, Any]]
+    fused: Callable[[Tensors, Any, Tensors], tuple[Tensors, Tensors, Any]] | None = None
+
+    def step(self, grads: Tensors, state: Any, params: Tensors) -> tuple[Tensors, Tensors, Any]:
+        """The next parameters, the updates that lead to them, and the next state.
+
+        The parameters are `params + updates`, but for the last bit, which is that of torch.optim.
+
+        Example:
+            >>> from metalearn.optim import sgd
+            >>> optimizer, params = sgd(0.25), {"w": torch.tensor(1.0)}
+            >>> optimizer.step({"w": torch.tensor(2.0)}, optimizer.init(params), params)[0]
+            {'w': tensor(0.5000)}
+        """
+        if self.fused is not None:
+            return self.fused(grads, state, params)
+        updates, state = self.update(grads, state, params)
+        return apply_updates(params, updates), updates, state
 
 
 class EmptyState(NamedTuple):
@@ -63,13 +82,25 @@ def chain(*transformations: GradientTransformation) -> GradientTransformation:
         return tuple(part.init(params) for part in transformations)
 
     def update(updates: Tensors, state: tuple[Any, ...], params: Tensors) -> tuple[Tensors, tuple[Any, ...]]:
-        states = []
-        for part, part_state in zip(transformations, state, strict=True):
-            updates, new_state = part.update(updates, part_state, params)
-            states.append(new_state)
-        return updates, tuple(states)
+        return _through(transformations, updates, state, params)
 
-    return GradientTransformation(init, update)
+    def fused(updates: Tensors, state: tuple[Any, ...], params: Tensors) -> tuple[Tensors, Tensors, tuple[Any, ...]]:
+        *first, last = transformations
+        updates, states = _through(first, updates, state[:-1], params)
+        params, updates, last_state = last.step(updates, state[-1], params)
+        return params, updates, (*states, last_state)
+
+    return GradientTransformation(init, update, fused if transformations else None)
+
+
+def _through(
+    parts: Sequence[GradientTransformation], updates: Tensors, state: tuple[Any, ...], params: Tensors
+) -> tuple[Tensors, tuple[Any, ...]]:
+    states = []
+    for part, part_state in zip(parts, state, strict=True):
+        updates, new_state = part.update(updates, part_state, params)
+        states.append(new_state)
+    return updates, tuple(states)
 
 
 def stateless(function: Callable[[Tensors, Tensors], Tensors]) -> GradientTransformation:
@@ -79,6 +110,15 @@ def stateless(function: Callable[[Tensors, Tensors], Tensors]) -> GradientTransf
         return function(updates, params), state
 
     return GradientTransformation(lambda params: EmptyState(), update)
+
+
+def add_scaled(x: Tensor, y: Tensor, factor: Tensor | float) -> Tensor:
+    """`x + factor * y`, rounded once as torch.optim does it (`x.add_(y, alpha=factor)` is a fused multiply-add)."""
+    if not isinstance(factor, Tensor):
+        return torch.add(x, y, alpha=factor)
+    if factor.dtype == y.dtype and factor.device == y.device:
+        return torch.addcmul(x, y, factor)
+    return (x + factor * y).to(x.dtype)  # addcmul takes no other dtype or device
 
 
 def value_of(hyper: Hyper, name: str, count: Tensor) -> Tensor | float:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from metalearn.errors import UsageError
-from metalearn.training.files import write_atomically
+from metalearn.files import write_atomically
 from metalearn.training.run_directory import RESULTS, run_status
 
 POINT = "point.json"

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from metalearn.errors import UsageError
+from metalearn.files import write_atomically
 from metalearn.sweeps.points import shown
 from metalearn.sweeps.summary import SPLITS, Row, Summary
-from metalearn.training.files import write_atomically
 from metalearn.training.results import describe
 
 CSV = "sweep.csv"

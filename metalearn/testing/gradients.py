@@ -13,6 +13,7 @@ from metalearn.errors import UsageError
 from metalearn.inner import outer_value
 from metalearn.metagrad import Strategy, Unrolled
 from metalearn.problem import Episode, Problem
+from metalearn.testing.replay import holding_constants
 from metalearn.types import Tensors
 
 
@@ -46,6 +47,7 @@ def check_meta_gradient(
     tolerance: float = 1e-6,
     step_sizes: Sequence[float] = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5),
     max_redrawn: int = 40,
+    replay_constants: bool = False,
     seed: int = 0,
 ) -> GradientReport:
     r"""Certifies a strategy's meta-gradient against finite differences of the objective, in float64.
@@ -64,6 +66,9 @@ def check_meta_gradient(
         tolerance: largest error accepted, relative to the gradient's norm (or absolute, for a norm below 1e-6).
         step_sizes: the step sizes $h$, largest first.
         max_redrawn: how many kinks to bear before giving up.
+        replay_constants: in the finite differences, keep what torch holds constant on purpose as it is at `meta`: what
+            is computed in `torch.no_grad()` (spectral_norm's `u` and `v`, moving averages) and the running statistics
+            that batch norm writes. A plain `.detach()` is not replayed: it may be the mistake that one looks for.
         seed: of the directions.
 
     Returns:
@@ -71,7 +76,8 @@ def check_meta_gradient(
 
     Raises:
         AssertionError: the gradient is wrong, or has other names or shapes than `meta`.
-        UsageError: `meta` or the loss is not float64, or there are kinks wherever one looks.
+        UsageError: `meta` or the loss is not float64, there are kinks wherever one looks, or (with `replay_constants`)
+            other functions are called without grad at other points.
 
     Example:
         >>> from metalearn import Episodes, algorithms, functionalize, losses
@@ -91,7 +97,12 @@ def check_meta_gradient(
         )
     _require_same_shapes(meta, outcome.grads)
     scale = max(tree.norm(outcome.grads).item(), 1e-6)
-    differences = FiniteDifferences(lambda point: outer_value(problem, point, episode)[0], meta, step_sizes, scale)
+
+    def objective(point: Tensors) -> Tensor:
+        return outer_value(problem, point, episode)[0]
+
+    function = holding_constants(objective, meta) if replay_constants else objective
+    differences = FiniteDifferences(function, meta, step_sizes, scale)
     errors: list[float] = []
     spreads: list[float] = []
     drawn = 0

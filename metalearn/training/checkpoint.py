@@ -20,7 +20,7 @@ from torch import Tensor
 
 from metalearn import tree
 from metalearn.errors import UsageError, did_you_mean
-from metalearn.training.files import write_atomically
+from metalearn.files import write_atomically
 from metalearn.training.nests import decode, encode
 from metalearn.training.run_directory import CHECKPOINTS
 from metalearn.types import Tensors

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from metalearn.errors import UsageError
+from metalearn.files import write_atomically
 from metalearn.training.experiment import Experiment
-from metalearn.training.files import write_atomically
 from metalearn.training.guard import blamed
 
 DATA = "data.json"

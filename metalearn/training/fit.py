@@ -1,6 +1,6 @@
 """fit.png: what a regression looks like before and after adaptation, for a source that knows its true function."""
 
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +60,16 @@ def fitted(laboratory: Laboratory, meta: Tensors, buffers: Tensors, episode: Any
     problem = replace(algorithm.problem(model), num_inner_steps=max(STEPS), outer_weights=None)
     with torch.no_grad():
         return {
-            step: algorithm.predict(model, meta, Adapted(*state), x)
+            step: _after(algorithm, step).predict(model, meta, Adapted(*state), x)
             for step, state in enumerate(inner.unroll(problem, meta, episode))
             if step in STEPS
         }
+
+
+def _after(algorithm: Any, step: int) -> Any:
+    """The algorithm with so many inner steps, where it has any: per-step statistics are those after the last."""
+    known = is_dataclass(algorithm) and any(entry.name == "num_inner_steps" for entry in fields(algorithm))
+    return replace(algorithm, num_inner_steps=step) if known else algorithm
 
 
 def _grid(source: Any, inputs: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 
 from metalearn.errors import UsageError
 from metalearn.functional import FunctionalModel, functionalize
+from metalearn.normalisation import policy_of
 from metalearn.training.experiment import Experiment, resolve_device
 from metalearn.training.guard import GuardedSource, blamed, guard
 from metalearn.types import Tensors
@@ -43,8 +44,10 @@ class Laboratory:
         return {name: value.detach().to(self.device, copy=True) for name, value in meta.items()}
 
     def initial_buffers(self) -> Tensors:
-        """The model's buffers before any step."""
-        return dict(self.train_model.buffers)
+        """The model's buffers before any step, as the normalisation policy has them."""
+        algorithm = self.experiment.algorithm
+        policy = policy_of(getattr(algorithm, "normalisation", "module"))
+        return policy.initial_buffers(self.train_model, getattr(algorithm, "num_inner_steps", 0))
 
     def train_problem(self, buffers: Tensors) -> Any:
         """The algorithm's problem for meta-training."""

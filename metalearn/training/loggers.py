@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from metalearn.errors import UsageError, did_you_mean
-from metalearn.training.files import write_atomically
+from metalearn.files import write_atomically
 
 
 class Logger(Protocol):

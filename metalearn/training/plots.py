@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from metalearn.errors import UsageError
-from metalearn.training.files import write_atomically
+from metalearn.files import write_atomically
 
 _COLOURS = {"train": "tab:blue", "val": "tab:orange", "test": "tab:green", "baseline": "tab:gray"}
 

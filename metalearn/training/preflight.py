@@ -44,6 +44,7 @@ def check_plugins(laboratory: Laboratory) -> None:
     trained = _drawn(laboratory.source, "train", settings.seed)
     tested = _drawn(laboratory.test_source, "test", settings.seed)
     meta, buffers = laboratory.initial_meta(), laboratory.initial_buffers()
+    laboratory.experiment.execution.check(laboratory.train_problem(buffers))
     for problem_of, episodes in ((laboratory.train_problem, trained), (laboratory.eval_problem, tested)):
         _check_signature(laboratory, episodes)
         _try(_with_checked_loss(laboratory, problem_of, buffers), laboratory, meta, episodes)

@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from metalearn.normalisation import Normalisation
+from metalearn.state import describe, partition
 from metalearn.training.experiment import Experiment, Source
+from metalearn.training.norm_card import policy_card
 from metalearn.types import Tensors
 
 
@@ -50,8 +53,13 @@ def protocol_card(
         "inner_optimizer": _name(getattr(algorithm, "inner_optimizer", None)),
         "inner_lr_train": inner_lr,
         "inner_lr_test": inner_lr,
-        **model_card(experiment.module),
+        **model_card(
+            experiment.module,
+            getattr(algorithm, "normalisation", "module"),
+            mean_returns=getattr(experiment.execution, "buffers", "mean") == "mean",
+        ),
         "num_meta_parameters": sum(value.numel() for value in meta.values()),
+        **_roles(algorithm, experiment.module),
         "meta_batch_size": settings.batch_size,
         "meta_steps": settings.num_steps,
         **_outer(experiment.config.get("meta", {})),
@@ -71,16 +79,25 @@ def protocol_card(
     return card | ({"training_task": at_training} if at_training else {})
 
 
-def model_card(module: nn.Module) -> dict[str, Any]:
-    """The model's name, its filters if it has any, its normalisation policy, and what it says of itself."""
-    policies = {policy for policy in map(_policy, module.modules()) if policy}
-    filters, details = _filters(module), getattr(module, "protocol", None)
+def model_card(
+    module: nn.Module, policy: str | Normalisation = "module", *, mean_returns: bool = True
+) -> dict[str, Any]:
+    """The model's name, its filters if it has any, what it says of itself, and what becomes of its norms.
+
+    Args:
+        module: the model.
+        policy: the normalisation policy of the algorithm.
+        mean_returns: whether the execution returns the tasks' mean of buffers to the model.
+    """
+    filters, protocol = _filters(module), getattr(module, "protocol", None)
+    # Whether a model is transductive is not its own to say: the policy decides.
+    said = protocol() if callable(protocol) else {}
+    details = {name: value for name, value in said.items() if name != "transductive"}
     return {
         "model": type(module).__name__,
         **({} if filters is None else {"filters": filters}),
-        **({"model_details": _plain(details())} if callable(details) else {}),
-        "normalisation": " + ".join(sorted(policies)) or "none",
-        "transductive": _SET_STATISTICS in policies,
+        **({"model_details": _plain(details)} if details else {}),
+        **policy_card(module, policy, mean_returns=mean_returns),
     }
 
 
@@ -95,22 +112,6 @@ def device_name(device: torch.device) -> str:
         return f"{device} ({torch.cuda.get_device_name(device)})"
     name = _processor() if device.type == "cpu" else platform.machine()
     return f"{device} ({name})" if name else str(device)
-
-
-_SET_STATISTICS = "batch norm, statistics of the current set"
-_RUNNING_STATISTICS = "batch norm, running statistics at test"
-
-
-def _policy(module: nn.Module) -> str | None:
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
-        return _RUNNING_STATISTICS if module.track_running_stats else _SET_STATISTICS
-    if isinstance(module, nn.modules.instancenorm._InstanceNorm):
-        return "instance norm"
-    if isinstance(module, nn.LayerNorm):
-        return "layer norm"
-    if isinstance(module, nn.GroupNorm):
-        return "group norm"
-    return None
 
 
 def _filters(module: nn.Module) -> int | None:
@@ -135,6 +136,18 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def _roles(algorithm: Any, module: nn.Module) -> dict[str, Any]:
+    """Which parameters the inner loop adapts and which are learned, where the algorithm lets that be chosen."""
+    if not hasattr(algorithm, "adapted") or not hasattr(algorithm, "learned"):
+        return {}
+    adapted, _ = partition(dict(module.named_parameters()), algorithm.adapted, model=module)
+    return {
+        "adapted_parameters": describe(algorithm.adapted),
+        "num_adapted_parameters": sum(value.numel() for value in adapted.values()),
+        "learned_parameters": describe(algorithm.learned),
+    }
 
 
 def _outer(meta: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from metalearn.errors import UsageError
-from metalearn.training.files import write_atomically
+from metalearn.files import write_atomically
 from metalearn.types import Tensors
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from metalearn.errors import UsageError, did_you_mean
+from metalearn.files import write_atomically
 from metalearn.tasks.images.format import ImageFormat
-from metalearn.training.files import write_atomically
 
 TASK = "task.json"
 _FORMAT = "metalearn-task"

@@ -12,6 +12,7 @@ from torch import Tensor
 from metalearn import tree
 from metalearn.errors import UsageError
 from metalearn.functional import FunctionalModel
+from metalearn.normalisation import policy_of
 from metalearn.training import TaskCard, resolve_device
 from metalearn.types import Present, Tensors
 from metalearn.use.inputs import as_inputs
@@ -56,12 +57,10 @@ class Learner:
     def transductive(self) -> bool:
         """Whether predictions depend on the examples that they are made together with.
 
-        They do where batch norm takes the statistics of the set at hand, as in the MAML papers and `conv4` by default.
+        They do where batch norm takes the statistics of the set at hand, as in the MAML papers and `conv4` by default:
+        the run's normalisation policy says so.
         """
-        return any(
-            isinstance(part, torch.nn.modules.batchnorm._BatchNorm) and not part.track_running_stats
-            for part in self.model.module.modules()
-        )
+        return policy_of(getattr(self.algorithm, "normalisation", "module")).transductive(self.model.norms)
 
     @property
     def device(self) -> torch.device:
@@ -283,7 +282,7 @@ def _computing() -> Iterator[None]:
         raise UsageError(
             "the model of this run normalises by the set at hand, and one example has no spread "
             f"({' '.join(str(error).split())}). Give two or more at once, or train with "
-            "model.norm=batch_running or layer."
+            "model.norm=layer, or model.norm=batch_running and algorithm.normalisation=shared."
         ) from None
 
 

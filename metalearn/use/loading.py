@@ -11,6 +11,7 @@ from metalearn.config import TrainConfig, build_source, read_config
 from metalearn.config.build import build_algorithm, build_module
 from metalearn.errors import UsageError, did_you_mean
 from metalearn.functional import functionalize
+from metalearn.normalisation import policy_of
 from metalearn.training import TaskCard, find_checkpoint, load_checkpoint, resolve_device
 from metalearn.training.checkpoint import check_fits
 from metalearn.training.run_directory import CHECKPOINTS
@@ -66,7 +67,9 @@ def load(
             algorithm = build_algorithm(config, card)
             expected = algorithm.init(model.train(), card)
         check_fits(found.meta, expected, path=path, what="meta-parameter")
-        check_fits(found.buffers, model.buffers, path=path, what="buffer")
+        policy = policy_of(getattr(algorithm, "normalisation", "module"))
+        buffers = policy.initial_buffers(model, config.inner.num_steps)
+        check_fits(found.buffers, buffers, path=path, what="buffer")
     learner = Learner(
         task=task,
         algorithm=algorithm,

@@ -5,7 +5,7 @@ import io
 from pathlib import Path
 
 from metalearn.errors import UsageError
-from metalearn.training.files import write_atomically
+from metalearn.files import write_atomically
 from metalearn.use.labelling import Labelled
 
 _MOST_ROWS = 20

@@ -102,6 +102,126 @@ def test_every_form_of_a_rate_is_the_same_rate(factory, form: str) -> None:
     assert_close(got, expected, tolerance=1e-15)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, D], ids=str)
+@pytest.mark.parametrize("row", ROWS)
+def test_a_step_is_bit_equal_to_torch_optim(row: str, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"w": (40, 30), "b": (7,)}
+    params = {name: torch.randn(shape, generator=generator, dtype=dtype) for name, shape in shapes.items()}
+    theirs = {name: value.clone().requires_grad_() for name, value in params.items()}
+    ours, reference = ROWS[row][0](), ROWS[row][1](list(theirs.values()))
+    state = ours.init(params)
+    for _ in range(100):
+        grads = {name: torch.randn(value.shape, generator=generator, dtype=dtype) for name, value in params.items()}
+        params, _, state = ours.step(grads, state, params)
+        for name, value in theirs.items():
+            value.grad = grads[name].clone()
+        reference.step()
+        assert all(torch.equal(params[name], value.detach()) for name, value in theirs.items())
+
+
+@pytest.mark.parametrize("shape", [(), (3, 2)], ids=["one for all", "one an entry"])
+@pytest.mark.parametrize("dtype", [torch.float32, D], ids=str)
+def test_adam_takes_every_hyper_parameter_as_a_tensor(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    hypers = {"lr": 0.05, "b1": 0.7, "b2": 0.9, "eps": 1e-3, "weight_decay": 0.1}
+    params = {"w": torch.linspace(-1, 1, 6, dtype=dtype).reshape(3, 2)}
+    results = []
+    for given in (hypers, {name: torch.full(shape, value, dtype=dtype) for name, value in hypers.items()}):
+        optimizer, now = optim.adam(**given), params
+        state = optimizer.init(now)
+        for _ in range(5):
+            now, _, state = optimizer.step({"w": now["w"] * 0.5 + 1}, state, now)
+        results.append(now["w"])
+    assert results[1].dtype == dtype
+    torch.testing.assert_close(results[1], results[0])
+
+
+@pytest.mark.parametrize("name", ["lr", "b1", "b2", "eps"])
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_adam_keeps_the_values_of_two_parameters_apart(name: str, scheduled: bool) -> None:
+    params = {"w": torch.ones(3, dtype=D), "v": torch.full((3,), 2.0, dtype=D)}
+    values = {"w": 0.3, "v": 0.6}
+
+    def after_three(value, params):
+        optimizer, now = optim.adam(**{name: value}), params
+        state = optimizer.init(now)
+        for _ in range(3):
+            now, _, state = optimizer.step({key: 1 + each for key, each in now.items()}, state, now)
+        return now
+
+    got = after_three((lambda count: values) if scheduled else values, params)
+    for key, value in values.items():
+        assert torch.equal(got[key], after_three(value, {key: params[key]})[key])
+    assert not torch.equal(got["w"], after_three(values["v"], params)["w"])
+
+
+@pytest.mark.parametrize("name", ["lr", "b1", "b2", "eps", "weight_decay"])
+def test_a_hyper_parameter_may_be_vmapped(name: str) -> None:
+    params, grads = {"w": torch.linspace(-1, 1, 5, dtype=D)}, {"w": torch.linspace(2, 3, 5, dtype=D)}
+    given = {"weight_decay": 0.0, name: None}
+
+    def two_steps(value: Tensor) -> Tensor:
+        optimizer, now = optim.adam(**{**given, name: value}), params
+        state = optimizer.init(now)
+        for _ in range(2):
+            now, _, state = optimizer.step(grads, state, now)
+        return now["w"]
+
+    values = torch.tensor([0.1, 0.3, 0.5], dtype=D)
+    assert_close(torch.vmap(two_steps)(values), torch.stack([two_steps(value) for value in values]), tolerance=1e-14)
+
+
+@pytest.mark.parametrize(
+    "rate",
+    [
+        lambda dtype: torch.tensor(0.03, dtype=dtype),
+        lambda dtype: torch.tensor(0.03, dtype=torch.float32),
+        lambda dtype: torch.tensor(0.03, dtype=D),
+    ],
+    ids=["the same dtype", "float32", "float64"],
+)
+def test_a_rate_keeps_the_dtype_of_the_parameters(rate) -> None:
+    for dtype in (torch.bfloat16, torch.float32, D):
+        params = {"w": torch.ones(5, dtype=dtype), "scalar": torch.ones((), dtype=dtype)}
+        for factory in (optim.sgd, optim.adam):
+            results = []
+            for value in (0.03, rate(dtype)):
+                optimizer, now = factory(value), params
+                state = optimizer.init(now)
+                for _ in range(2):
+                    now, _, state = optimizer.step({name: each / 3 for name, each in now.items()}, state, now)
+                results.append(now)
+            for name in params:
+                assert results[0][name].dtype == results[1][name].dtype == dtype
+                torch.testing.assert_close(results[1][name], results[0][name])
+
+
+def test_a_learned_rate_of_full_shape_takes_the_same_step() -> None:
+    params, grads = {"w": torch.randn(40, 3)}, {"w": torch.randn(40, 3)}
+    for rate in (torch.tensor(0.03), torch.full((40, 3), 0.03), {"w": 0.03}, lambda count: 0.03):
+        optimizer = optim.sgd(rate)
+        assert torch.equal(
+            optimizer.step(grads, optimizer.init(params), params)[0]["w"],
+            torch.add(params["w"], grads["w"], alpha=-0.03),
+        )
+
+
+def test_a_chain_steps_as_its_last_part_does() -> None:
+    params, grads = {"w": torch.randn(40)}, {"w": torch.randn(40)}
+    halved = optim.stateless(lambda updates, params: {name: value / 2 for name, value in updates.items()})
+    last_fused, last_not = optim.chain(halved, optim.sgd(0.03)), optim.chain(optim.sgd(0.03), halved)
+    moved, updates, state = last_fused.step(grads, last_fused.init(params), params)
+    assert torch.equal(moved["w"], torch.add(params["w"], grads["w"] / 2, alpha=-0.03))
+    expected, expected_state = last_fused.update(grads, last_fused.init(params), params)
+    assert torch.equal(updates["w"], expected["w"])
+    assert str(state) == str(expected_state)
+    moved, updates, _ = last_not.step(grads, last_not.init(params), params)
+    assert torch.equal(moved["w"], params["w"] + updates["w"])
+    assert torch.equal(updates["w"], (-0.03 * grads["w"]) / 2)
+    nothing = optim.chain()
+    assert torch.equal(nothing.step(grads, nothing.init(params), params)[0]["w"], params["w"] + grads["w"])
+
+
 def test_a_schedule_sees_the_number_of_steps_done() -> None:
     optimizer, params = optim.sgd(lambda count: torch.tensor([1.0, 10.0, 100.0])[count]), {"w": torch.ones(1)}
     state, seen = optimizer.init(params), []

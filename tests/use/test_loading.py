@@ -12,6 +12,7 @@ import yaml
 import metalearn
 from metalearn import evaluate, train
 from metalearn.errors import UsageError
+from metalearn.normalisation import POLICIES
 from metalearn.training.task_card import TASK
 from metalearn.types import Episodes
 from metalearn.use import Learner
@@ -74,13 +75,17 @@ def test_the_best_and_the_last_checkpoint(glyph_run: Path, tmp_path: Path) -> No
     assert metalearn.load(unvalidated, device="cpu").checkpoint == "last"
 
 
-def test_running_statistics_come_from_the_checkpoint(tmp_path: Path, test_episodes: Callable[[Path], Episodes]) -> None:
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_loaded_run_adapts_with_its_policy_and_its_statistics(
+    policy: str, tmp_path: Path, test_episodes: Callable[[Path], Episodes]
+) -> None:
     run, task = tmp_path / "run", ("+task.num_alphabets=3", "+task.characters=8", "+task.drawings=7")
     sizes = ("meta.num_steps=3", "eval.every=3", "eval.val_episodes=2", "eval.num_episodes=4", "eval.baseline=false")
-    model = ("model.filters=4", "model.norm=batch_running")
+    sizes += ("meta.batch_size=2", "eval.num_inner_steps=2")
+    model = ("model.filters=4", "model.norm=batch_running", f"algorithm.normalisation={policy}")
     assert train.main([*task, *sizes, *model, "device=cpu", "logger=none", f"hydra.run.dir={run}"]) == 0
     learner = metalearn.load(run, device="cpu")
-    assert not learner.transductive
+    assert learner.transductive == (policy == "set")
     episodes = test_episodes(run)
     values = [
         (learner.adapt(x, y).predict(query) == truth).float().mean()

@@ -7,37 +7,68 @@ and whatever else forward changed is undone: a call leaves nothing behind, and t
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
-from functools import cache
 from types import MethodType
 from typing import Any
 
 from torch import Tensor, nn
 
 from metalearn.errors import UsageError
-from metalearn.types import Tensors
+from metalearn.functional.classes import skeleton_class
+from metalearn.functional.norms import put_norms
+from metalearn.types import Statistics, Tensors
 
-_BOOKKEEPING = frozenset(nn.Module().__dict__) - {"training"}
+BOOKKEEPING = frozenset(nn.Module().__dict__) - {"training"}
 """What torch keeps in every module: tensors, submodules, hooks."""
 
 _MUTABLE = (list, set, dict)
 
 
+@dataclass(frozen=True)
+class Attributes:
+    """The attributes of one object of a skeleton other than torch's bookkeeping, as they are before every call."""
+
+    current: dict[str, Any]
+    fixed: Mapping[str, Any]
+    mutable: Mapping[str, Any]
+    count: int
+
+    def restore(self) -> None:
+        """Undoes what a call has changed."""
+        if len(self.current) != self.count:
+            for name in [*self.current]:
+                if name not in self.fixed and name not in self.mutable and name not in BOOKKEEPING:
+                    del self.current[name]
+        self.current.update(self.fixed)
+        for name, value in self.mutable.items():
+            self.current[name] = copy(value)
+
+
 class Skeleton:
     """The module's structure without its tensors, and where each tensor goes: a name may have several places (ties)."""
 
-    def __init__(self, module: nn.Module, names: Mapping[tuple[int, str], str], *, training: bool | None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        names: Mapping[tuple[int, str], str],
+        *,
+        training: bool | None,
+        statistics: Statistics | None = None,
+    ) -> None:
         self.places: list[tuple[dict[str, Any], str, str]] = []
         self.names: dict[tuple[int, str], str] = {}
         self._training = training
         self._shadows: dict[int, nn.Module] = {}
         self.root = self._shadow(module, names)
+        if statistics is not None:
+            put_norms(self.root, self.names, statistics)
         self._initial = [self._initial_attributes(shadow) for shadow in self._shadows.values()]
+        self._entries = [_entries(shadow) for shadow in self._shadows.values()]
         self.clear()
 
     def _shadow(self, module: nn.Module, names: Mapping[tuple[int, str], str]) -> nn.Module:
         if id(module) in self._shadows:
             return self._shadows[id(module)]
-        shadow: nn.Module = object.__new__(_admitting_tensors(type(module)))  # type: ignore[arg-type]  # classes are hashable
+        shadow: nn.Module = object.__new__(skeleton_class(type(module)))  # type: ignore[arg-type]  # classes are hashable
         self._shadows[id(module)] = shadow
         shadow.__dict__.update(
             {
@@ -61,11 +92,11 @@ class Skeleton:
             shadow._modules[name] = None if child is None else self._shadow(child, names)
         return shadow
 
-    def _initial_attributes(self, shadow: nn.Module) -> "_Attributes":
-        own = {name: self._translated(value) for name, value in shadow.__dict__.items() if name not in _BOOKKEEPING}
+    def _initial_attributes(self, shadow: nn.Module) -> Attributes:
+        own = {name: self._translated(value) for name, value in shadow.__dict__.items() if name not in BOOKKEEPING}
         if isinstance(shadow, nn.RNNBase):
             own["_flat_weights"] = []
-        return _Attributes(
+        return Attributes(
             current=shadow.__dict__,
             fixed={name: value for name, value in own.items() if type(value) not in _MUTABLE},
             mutable={name: value for name, value in own.items() if type(value) in _MUTABLE},
@@ -93,6 +124,9 @@ class Skeleton:
 
     def read(self, before: Mapping[str, Tensor]) -> Tensors:
         """The state after a call that began with `before`."""
+        for shadow, entries in zip(self._shadows.values(), self._entries, strict=True):
+            if entries != _entries(shadow):
+                raise _other_entries(shadow, entries)
         after: Tensors = {}
         for kind, attribute, name in self.places:
             value = kind[attribute]
@@ -103,6 +137,10 @@ class Skeleton:
                 after[name] = value
         return after
 
+    def attributes(self) -> list[tuple[nn.Module, Attributes]]:
+        """Every object of the skeleton with its attributes."""
+        return list(zip(self._shadows.values(), self._initial, strict=True))
+
     def clear(self) -> None:
         """Lets go of all tensors, and undoes what forward did to other attributes: a call leaves nothing behind."""
         for kind, attribute, _ in self.places:
@@ -111,52 +149,17 @@ class Skeleton:
             attributes.restore()
 
 
-@dataclass(frozen=True)
-class _Attributes:
-    """The attributes of one object of a skeleton other than torch's bookkeeping, as they are before every call."""
-
-    current: dict[str, Any]
-    fixed: Mapping[str, Any]
-    mutable: Mapping[str, Any]
-    count: int
-
-    def restore(self) -> None:
-        if len(self.current) != self.count:
-            for name in [*self.current]:
-                if name not in self.fixed and name not in self.mutable and name not in _BOOKKEEPING:
-                    del self.current[name]
-        self.current.update(self.fixed)
-        for name, value in self.mutable.items():
-            self.current[name] = copy(value)
+def _entries(shadow: nn.Module) -> list[str]:
+    return [*shadow._parameters, *shadow._buffers, *shadow._modules]
 
 
-class SkeletonPool:
-    """Free skeletons of one module in one mode; list.append and list.pop are atomic.
-
-    The first one is made when the module is functionalized, and the others after it: what happens to the module later
-    (another mode, other tensors) does not matter.
-    """
-
-    def __init__(self, module: nn.Module, names: Mapping[tuple[int, str], str], training: bool | None) -> None:
-        self.training = training
-        self._template = Skeleton(module, names, training=training)
-        self.inplace = any(getattr(part, "inplace", False) is True for part in module.modules())
-        self._free: list[Skeleton] = []
-
-    def in_mode(self, *, training: bool) -> "SkeletonPool":
-        """A pool for the same module in training or in evaluation mode."""
-        return SkeletonPool(self._template.root, self._template.names, training)
-
-    def take(self) -> Skeleton:
-        """A skeleton that no other call uses."""
-        try:
-            return self._free.pop()
-        except IndexError:
-            return Skeleton(self._template.root, self._template.names, training=None)
-
-    def give_back(self, skeleton: Skeleton) -> None:
-        """Makes a skeleton available again."""
-        self._free.append(skeleton)
+def _other_entries(shadow: nn.Module, before: list[str]) -> UsageError:
+    found = _entries(shadow)
+    named = [name for name in found if name not in before] or [name for name in before if name not in found]
+    return UsageError(
+        f"forward adds or removes {(named or found)[0]!r} of {type(shadow).__name__}, but state held outside keeps its "
+        "names. Register it in __init__, or call the module once before functionalizing it."
+    )
 
 
 def places_of(module: nn.Module) -> dict[tuple[int, str], str]:
@@ -168,23 +171,6 @@ def places_of(module: nn.Module) -> dict[tuple[int, str], str]:
         for attribute, value in (*part._parameters.items(), *part._buffers.items())
         if value is not None
     }
-
-
-@cache
-def _admitting_tensors(cls: Any) -> Any:
-    """The class, with tensors admitted where it has parameters: `self.count = x` raises in plain PyTorch."""
-    if "_is_skeleton" in cls.__dict__:
-        return cls
-
-    def setattr_(self: nn.Module, name: str, value: Any) -> None:
-        if isinstance(value, Tensor) and name in self.__dict__["_parameters"]:
-            self.__dict__["_parameters"][name] = value
-        else:
-            super(skeleton, self).__setattr__(name, value)
-
-    body = {"__setattr__": setattr_, "_is_skeleton": True, "__module__": cls.__module__, "__doc__": cls.__doc__}
-    skeleton = type(cls)(cls.__name__, (cls,), body)
-    return skeleton
 
 
 def _slots_of(cls: type) -> tuple[str, ...]:

@@ -12,6 +12,6 @@ A use of the module's own tensor instead of the state passed in (a closure, say)
 gradient.
 """
 
-from metalearn.interception.mode import Interception
+from metalearn.functional.interception.mode import Interception
 
 __all__ = ["Interception"]

@@ -6,21 +6,58 @@ from typing import Any
 from torch import Tensor
 
 from metalearn.errors import UsageError
-from metalearn.interception import attention, draws, normalisation
-from metalearn.interception.call import Call
+from metalearn.functional.interception import (
+    attention,
+    decisions,
+    distances,
+    draws,
+    dropout,
+    embedding,
+    exact,
+    fractional_pools,
+    indexing,
+    inplace_draws,
+    losses,
+    normalisation,
+    packing,
+    recurrent,
+    writing,
+)
+from metalearn.functional.interception.call import Call
+from metalearn.types import Statistics
 
 _REPLACEMENTS: dict[Any, Callable[..., Any]] = {
     **draws.REPLACEMENTS,
+    **inplace_draws.REPLACEMENTS,
+    **dropout.REPLACEMENTS,
+    **fractional_pools.REPLACEMENTS,
+    **exact.REPLACEMENTS,
+    **embedding.REPLACEMENTS,
+    **distances.REPLACEMENTS,
+    **losses.REPLACEMENTS,
     **normalisation.REPLACEMENTS,
     **attention.REPLACEMENTS,
+    **recurrent.REPLACEMENTS,
+    **packing.REPLACEMENTS,
+    **decisions.REPLACEMENTS,
+    **indexing.REPLACEMENTS,
+    **writing.REPLACEMENTS,
 }
 
 
 class Interception(Call):
     """Within it torch's functions are replaced, and a use of `foreign` tensors (the name of each by its id) refused."""
 
-    def __init__(self, key: Tensor | None, *, foreign: Mapping[int, str], rows: Tensor | None = None) -> None:
-        super().__init__(key, rows=rows)
+    def __init__(
+        self,
+        key: Tensor | None,
+        *,
+        foreign: Mapping[int, str],
+        rows: Tensor | None = None,
+        statistics: Statistics | None = None,
+        zero: Tensor | None = None,
+    ) -> None:
+        super().__init__(key, rows=rows, statistics=statistics, zero=zero)
         self._foreign = foreign
 
     def __torch_function__(
@@ -35,6 +72,6 @@ class Interception(Call):
         replacement = _REPLACEMENTS.get(func)
         if replacement is not None:
             return replacement(self, *args, **(kwargs or {}))
-        if func in draws.REFUSED and draws.REFUSED[func](args, kwargs or {}):
+        if func in draws.REFUSED:
             raise draws.no_keyed_form(func)
         return func(*args, **(kwargs or {}))

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from metalearn.errors import UsageError
+from metalearn.types import Statistics
 
 
 class Call(TorchFunctionMode):
@@ -16,10 +17,23 @@ class Call(TorchFunctionMode):
 
     Attributes:
         rows: bool `[example]`; None for all.
+        statistics: what norms with batch statistics normalise by; None for what the module says.
+        zero: a zero with every task axis, where tensors that forward makes need one; else None.
+        aliases: tensors whose `.data` was taken, with what was handed out and its version then.
     """
 
-    def __init__(self, key: Tensor | None, *, rows: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        key: Tensor | None,
+        *,
+        rows: Tensor | None = None,
+        statistics: Statistics | None = None,
+        zero: Tensor | None = None,
+    ) -> None:
         super().__init__()
+        self.statistics = statistics
+        self.zero = zero
+        self.aliases: list[tuple[Tensor, Tensor, int]] = []
         self._key = key
         self._num_draws = 0
         self.rows = rows

@@ -1,10 +1,4 @@
-"""A module as a pure function of state that is held outside it.
-
-    output, buffers = model(params, buffers, *args, **kwargs)
-
-The user's module is never changed, not even during a call: a call runs on a skeleton of it (`metalearn.skeleton`).
-Skeletons are pooled, one a concurrent call, so two threads may call one model.
-"""
+"""The functional model: what a user calls."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,12 +9,11 @@ from torch import Tensor, nn
 
 from metalearn import random, tree
 from metalearn.errors import UsageError, did_you_mean
-from metalearn.interception import Interception
-from metalearn.skeleton import SkeletonPool, places_of
-from metalearn.types import Tensors
-
-RNG = "rng"
-"""The name among the buffers of the random key that the model draws from."""
+from metalearn.functional.norms import STATISTICS, Norms
+from metalearn.functional.pool import SkeletonPool
+from metalearn.functional.running import Call
+from metalearn.functional.skeleton import places_of
+from metalearn.types import RNG, Statistics, Tensors
 
 
 @dataclass(frozen=True)
@@ -56,6 +49,9 @@ class FunctionalModel:
     ) -> tuple[Any, Tensors]:
         """The module's output on `args`, and the buffers after the call.
 
+        State that `forward` changes, in place or by assignment, buffers and parameters alike, comes back with its
+        history: gradients flow through it from call to call.
+
         Args:
             params: every parameter of the model by name; one that `buffers` holds may be left out.
             buffers: every buffer by name, `"rng"` where the model draws. A parameter's name here shadows `params`.
@@ -64,41 +60,18 @@ class FunctionalModel:
 
         Returns:
             The output, and new buffers: all that were given, changed where `forward` changed them, together with any
-            parameter that `forward` itself assigned to.
+            parameter that `forward` itself changed.
 
         Raises:
-            UsageError: a name is missing or unknown, or a shape is not the module's.
+            UsageError: a name is missing or unknown, a shape is not the module's, or the state is on two devices.
         """
         state = {**params, **buffers}
         key = state.pop(RNG, None)
         self._check(state)
-        owned = _own({name: value for name, value in state.items() if name not in self.params}, (state, args, kwargs))
-        state.update(owned)
-        # What forward must not write to: the caller's parameters, and inputs unless it gets copies of them.
-        given = [(name, state[name]) for name in self.params]
-        if self._skeletons.inplace:
-            args, kwargs = tree.map_tensors(Tensor.clone, (args, kwargs))
-        else:
-            given += [("an input", x) for x in tree.tensors((args, kwargs))]
-        versions = [value._version for _, value in given]
-        skeleton = self._skeletons.take()
-        try:
-            skeleton.fill(state)
-            with Interception(key, foreign=self._foreign(state), rows=self.rows) as intercepted:
-                output = skeleton.root(*args, **kwargs)
-            after = skeleton.read(state)
-        finally:
-            skeleton.clear()
-            self._skeletons.give_back(skeleton)
-        for (name, value), version in zip(given, versions, strict=True):
-            if value._version != version:
-                raise UsageError(
-                    f"forward changed {name!r} in place, so the caller's tensor changed too. Write `x = x + 1`, not "
-                    "`x += 1` (for state of the module, register it as a buffer)."
-                )
-        changed = {name: value for name, value in after.items() if name in owned or value is not state[name]}
-        rng = {} if key is None else {RNG: intercepted.next_key}
-        return output, {**changed, **{name: buffers[name] for name in buffers if name not in after}, **rng}
+        call = Call(self._skeletons, state, key, self.params.keys(), self._foreign(state), self.rows)
+        output, after = call(args, kwargs)
+        changed = {name: value for name, value in after.items() if name not in buffers and value is not state[name]}
+        return output, {**{name: after[name] for name in buffers}, **changed}
 
     def train(self) -> "FunctionalModel":
         """This model in training mode, whatever the module's own mode; the module is not changed."""
@@ -123,6 +96,36 @@ class FunctionalModel:
         """
         return self if rows is self.rows else replace(self, rows=rows)
 
+    def normalising(self, statistics: Statistics | None) -> "FunctionalModel":
+        """This model with these statistics in its norms that keep running ones, whatever the mode it is in.
+
+        `"set"`: those of the set at hand; running ones are neither read nor written. `"tracked"`: those of the set at
+        hand, and the running ones are updated, as torch does in training mode. `"running"`: the running ones, which
+        stay as they are. None: what the module and its mode say. `metalearn.normalisation` has policies of these.
+
+        It concerns batch norms, instance norms that track, subclasses of them, modules with buffers `running_mean` and
+        `running_var`, and calls of `F.batch_norm`.
+
+        Raises:
+            UsageError: an unknown name; in a call, `"tracked"` or `"running"` for a batch norm that keeps none.
+        """
+        if statistics is not None and statistics not in STATISTICS:
+            raise UsageError(
+                f"normalising({statistics!r}): there are no such statistics. "
+                f"{did_you_mean(str(statistics), STATISTICS)}"
+            )
+        return replace(self, _skeletons=self._skeletons.normalising(statistics))
+
+    @property
+    def training(self) -> bool:
+        """Whether the module as a whole is in training mode."""
+        return self._skeletons.root_trains
+
+    @property
+    def norms(self) -> Norms:
+        """The norms that `normalising` is about."""
+        return self._skeletons.norms
+
     def to(self, target: torch.device | str | torch.dtype) -> "FunctionalModel":
         """This model with its state on another device, or its floating-point state in another dtype."""
 
@@ -132,7 +135,8 @@ class FunctionalModel:
         return replace(self, params=move(self.params), buffers=move(self.buffers))
 
     def __reduce__(self) -> Any:
-        return _restored, (self.module, self.params, self.buffers, self._skeletons.training)
+        skeletons = self._skeletons
+        return _restored, (self.module, self.params, self.buffers, skeletons.training, skeletons.statistics)
 
     def _in_mode(self, *, training: bool) -> "FunctionalModel":
         return replace(self, _skeletons=self._skeletons.in_mode(training=training))
@@ -145,12 +149,24 @@ class FunctionalModel:
         expected = self._own_tensors
         if state.keys() != expected.keys():
             _raise_wrong_names(state, expected)
+        device = next(iter(state.values())).device if state else None
         for name, value in expected.items():
-            if state[name].shape != value.shape:
+            given = state[name]
+            if given.shape != value.shape and not self._may_have_shape(name, given):
                 raise UsageError(
-                    f"{name!r} has shape {list(state[name].shape)}, the model expects {list(value.shape)}. "
+                    f"{name!r} has shape {list(given.shape)}, the model expects {list(value.shape)}. "
                     "Inside vmap a task axis is hidden; outside it, index one task first."
                 )
+            if given.device != device and len({own.device for own in expected.values()}) == 1:
+                raise UsageError(
+                    f"{name!r} is on {given.device}, other state on {device}: move all of it with "
+                    "metalearn.tree.to((params, buffers), device), or model.to(device)."
+                )
+
+    def _may_have_shape(self, name: str, given: Tensor) -> bool:
+        """Whether forward is known to give this entry other shapes than the module's, or it started with this one."""
+        initial = self.params.get(name, self.buffers.get(name))
+        return name in self._skeletons.writes.reshaped or (initial is not None and initial.shape == given.shape)
 
 
 def functionalize(module: nn.Module, *, seed: int = 0) -> FunctionalModel:
@@ -193,50 +209,12 @@ def functionalize(module: nn.Module, *, seed: int = 0) -> FunctionalModel:
     )
 
 
-def _restored(module: nn.Module, params: Tensors, buffers: Tensors, training: bool | None) -> FunctionalModel:
+def _restored(
+    module: nn.Module, params: Tensors, buffers: Tensors, training: bool | None, statistics: Statistics | None
+) -> FunctionalModel:
     model = replace(functionalize(module), params=params, buffers=buffers)
-    return model if training is None else model._in_mode(training=training)
-
-
-def _own(buffers: Mapping[str, Tensor], inputs: Any) -> Tensors:
-    """Copies that forward may write into.
-
-    Inside vmap each task gets its own, because torch refuses to write a task's value into a tensor that all share.
-    """
-    if not buffers:
-        return {}
-    zero = _batched_zero(inputs)
-    if zero is None:
-        return {name: value.clone() for name, value in buffers.items()}
-    return {
-        name: value.clone() if value.dtype == torch.bool else value + zero.to(value.dtype)
-        for name, value in buffers.items()
-    }
-
-
-def _batched_zero(inputs: Any) -> Tensor | None:
-    """A zero that carries every vmap axis of `inputs`, or None outside vmap."""
-    functorch = torch._C._functorch
-    if functorch.peek_interpreter_stack() is None:
-        return None
-    zero: Tensor | None = None
-    levels: set[int] = set()
-    for leaf in tree.tensors(inputs):
-        for level in _vmap_levels(leaf) - levels:
-            levels.add(level)
-            own = torch.zeros_like(leaf.detach()[(0,) * leaf.dim()])
-            zero = own if zero is None else zero + own
-    return zero
-
-
-def _vmap_levels(value: Tensor) -> set[int]:
-    functorch = torch._C._functorch
-    levels: set[int] = set()
-    while functorch.is_functorch_wrapped_tensor(value):
-        if functorch.is_batchedtensor(value):
-            levels.add(functorch.maybe_get_level(value))
-        value = functorch.get_unwrapped(value)
-    return levels
+    model = model if training is None else model._in_mode(training=training)
+    return model.normalising(statistics)
 
 
 def _raise_wrong_names(state: Mapping[str, Tensor], expected: Mapping[str, Any]) -> None:

@@ -1,0 +1,90 @@
+"""The skeletons of a module that no call uses, and what calls have taught about its forward."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from metalearn.functional.norms import norms_of
+from metalearn.functional.skeleton import Skeleton
+from metalearn.types import Statistics
+
+INPUTS = "the inputs"
+"""Stands for the inputs among the names that forward writes into."""
+
+
+@dataclass
+class Writes:
+    """What forward was seen to write into, so that only that has to be copied before a call.
+
+    Attributes:
+        known: whether there was a call yet; before the first one, anything may be.
+        names: state that forward changes in place, and `INPUTS`.
+        shared: whether forward writes tasks' values into tensors that it makes itself, or into parameters: under vmap
+            these then need a task axis from the start.
+        reshaped: state that forward gives other shapes.
+    """
+
+    known: bool = False
+    names: set[str] = field(default_factory=set)
+    shared: bool = False
+    reshaped: set[str] = field(default_factory=set)
+
+    def may_write(self, name: str) -> bool:
+        """Whether a call has to be protected against writes into this."""
+        return not self.known or name in self.names
+
+
+class SkeletonPool:
+    """Free skeletons of one module in one mode; list.append and list.pop are atomic.
+
+    The first one is made when the module is functionalized, and the others after it: what happens to the module later
+    (another mode, other tensors) does not matter.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        names: Mapping[tuple[int, str], str],
+        training: bool | None,
+        *,
+        statistics: Statistics | None = None,
+    ) -> None:
+        self.training = training
+        self.statistics = statistics
+        self.writes = Writes()
+        self._template = Skeleton(module, names, training=training, statistics=statistics)
+        self._free: list[Skeleton] = []
+        self.norms = norms_of(self._template.root, self._template.names)
+        self.held = self.norms.statistics if statistics in ("set", "running") else ()
+        self.root_trains = bool(self._template.root.training)
+        self._by_statistics: dict[Statistics | None, SkeletonPool] = {statistics: self}
+
+    def in_mode(self, *, training: bool) -> "SkeletonPool":
+        """A pool for the same module in training or in evaluation mode."""
+        return self._by_statistics[None]._like(training, None).normalising(self.statistics)
+
+    def normalising(self, statistics: Statistics | None) -> "SkeletonPool":
+        """A pool for the same module in the same mode, with other statistics in its norms; None: as the mode says."""
+        if statistics not in self._by_statistics:
+            pool = self._by_statistics[None]._like(None, statistics)
+            pool.training, pool.root_trains = self.training, self.root_trains
+            pool._by_statistics = self._by_statistics
+            self._by_statistics[statistics] = pool
+        return self._by_statistics[statistics]
+
+    def _like(self, training: bool | None, statistics: Statistics | None) -> "SkeletonPool":
+        pool = SkeletonPool(self._template.root, self._template.names, training, statistics=statistics)
+        pool.writes.reshaped = self.writes.reshaped  # what the other mode returns may come in here
+        return pool
+
+    def take(self) -> Skeleton:
+        """A skeleton that no other call uses."""
+        try:
+            return self._free.pop()
+        except IndexError:
+            return Skeleton(self._template.root, self._template.names, training=None)
+
+    def give_back(self, skeleton: Skeleton) -> None:
+        """Makes a skeleton available again."""
+        self._free.append(skeleton)

@@ -68,8 +68,8 @@ def _explanation(text: str, state: Mapping[str, Tensor]) -> str | None:
         )
     if "must override the setup_context staticmethod" in text:
         return (
-            "forward uses a torch.autograd.Function without `setup_context`, which torch.func can not differentiate: give "
-            "it one, or, where it is torch.utils.checkpoint with use_reentrant=True, switch checkpointing off."
+            "forward uses a torch.autograd.Function without `setup_context`, which torch.func can not differentiate: "
+            "give it one, or, where it is torch.utils.checkpoint with use_reentrant=True, switch checkpointing off."
         )
     if "vmap" in text:
         for sign, what in _UNDER_VMAP.items():

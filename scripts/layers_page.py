@@ -2,8 +2,8 @@
 
     python -m scripts.layers_page
 
-Each case of tests/functional/interception is called once, and the functions of torch that are replaced in it are noted down.
-Whether the gradients are right is what tests/functional/interception/test_layers.py shows.
+Each case of tests/functional/interception is called once, and the functions of torch that are replaced in it are noted
+down. Whether the gradients are right is what tests/functional/interception/test_layers.py shows.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,21 +13,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+from metalearn.functional import forms
+from metalearn.functional.interception import mode, writing
 from tests.functional.interception import certify
 from tests.functional.interception.cases import Case
 from tests.functional.interception.layers import CASES, WITHOUT_A_CASE
-
-from metalearn import forms
-from metalearn.functional.interception import mode, writing
 
 PAGE = Path(__file__).parents[1] / "docs/layers.md"
 
 INTRO = """# Layers
 
 What `metalearn.functionalize` makes of every layer of `torch.nn`, and of some functions beside them. Each row is
-certified in float64 (`tests/functional/interception/test_layers.py`): values and first gradients equal torch's, the gradient of a
-gradient equals finite differences to 1e-6 of its norm, and `vmap` equals the loop to 1e-10, with parameters of each
-task's own and with shared ones.
+certified in float64 (`tests/functional/interception/test_layers.py`): values and first gradients equal torch's, the
+gradient of a gradient equals finite differences to 1e-6 of its norm, and `vmap` equals the loop to 1e-10, with
+parameters of each task's own and with shared ones.
 
 - **as in torch**: torch's own functions are called.
 - **replaced**: while the model is called, the functions named are replaced by ones with the same values, because

@@ -60,9 +60,12 @@ def test_a_change_in_place_that_autograd_can_not_undo(what: str, words: str) -> 
 def test_what_vmap_can_not_do(what: str, words: str) -> None:
     model, xs = functionalize(_Does(what)), torch.tensor([[1.0, 2.0, 3.0], [-4.0, 1.0, 1.0]])
     model(model.params, model.buffers, xs[0])
+
+    def scaled(x, factor):
+        return model({"scale": model.params["scale"] * factor}, model.buffers, x)[0]
+
     with pytest.raises(UsageError, match=f"{words}.*execution.tasks=loop"):
-        factors = torch.tensor([1.0, 2.0])
-        vmap(lambda x, factor: model({"scale": model.params["scale"] * factor}, model.buffers, x)[0])(xs, factors)
+        vmap(scaled)(xs, torch.tensor([1.0, 2.0]))
 
 
 def test_state_on_two_devices_names_the_tensor() -> None:

@@ -2,6 +2,9 @@
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+
+from metalearn import random
 from tests.functional.interception.cases import (
     BehindLogSoftmax,
     Given,
@@ -15,9 +18,6 @@ from tests.functional.interception.cases import (
     target,
     whole,
 )
-from torch import nn
-
-from metalearn import random
 
 CASES = [
     case("L1Loss", nn.L1Loss, real(4, 3), target(4, 3)),

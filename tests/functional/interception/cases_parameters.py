@@ -1,9 +1,10 @@
 """Embeddings, parametrizations, recurrent layers and attention."""
 
 import torch
-from tests.functional.interception.cases import Children, Sine, WeightedBag, called, case, numbers, old, real, whole
 from torch import nn
 from torch.nn.utils import parametrizations
+
+from tests.functional.interception.cases import Children, Sine, WeightedBag, called, case, numbers, old, real, whole
 
 PROJECTED = "rows too long are projected at look-up, differentiably; the parameter is not changed"
 

@@ -3,8 +3,9 @@
 from typing import Any
 
 import torch.nn.functional as F
-from tests.functional.interception.cases import Method, Of, case, positive, real, whole
 from torch import nn
+
+from tests.functional.interception.cases import Method, Of, case, positive, real, whole
 
 # torch has the slope 1/6 in single precision (2.13).
 OPTIONS: dict[str, dict[str, Any]] = {

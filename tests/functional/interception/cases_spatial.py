@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-from tests.functional.interception.cases import Between, Case, Given, case, positive, real
 from torch import nn
+
+from tests.functional.interception.cases import Between, Case, Given, case, positive, real
 
 _SPACE = {1: (9,), 2: (7, 8), 3: (5, 6, 5)}
 

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tests.functional.interception.cases import Case
 from torch import Tensor
 
 from metalearn import functionalize, random, tree
 from metalearn.functional import FunctionalModel
 from metalearn.testing import FiniteDifferences
 from metalearn.testing.replay import holding_constants
+from tests.functional.interception.cases import Case
 
 D = torch.float64
 NUM_TASKS = 3

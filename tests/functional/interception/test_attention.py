@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.functional.interception.inner_loops import D, certify, episodes, gradients, read_out, sequences
 from torch import Tensor, nn
 
 from metalearn import functionalize, random, tree
 from metalearn.testing import assert_close
+from tests.functional.interception.inner_loops import D, certify, episodes, gradients, read_out, sequences
 
 LENGTH = 4
 CAUSAL = torch.ones(LENGTH, LENGTH, dtype=torch.bool).triu(1)

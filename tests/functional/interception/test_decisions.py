@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.functional.interception.inner_loops import D, certify, episodes, read_out, sequences
 from torch import Tensor, nn
 from torch.func import grad, vmap
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from metalearn import UsageError, functionalize
 from metalearn.testing import assert_close
+from tests.functional.interception.inner_loops import D, certify, episodes, read_out, sequences
 
 
 class Reads(nn.Module):

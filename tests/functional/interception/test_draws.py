@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.distributions as dist
 import torch.nn.functional as F
-from tests.functional.interception.cases import Of
 from torch import Tensor, nn
 
 from metalearn import UsageError, functionalize, random
+from tests.functional.interception.cases import Of
 
 
 def call(function: Callable[..., Tensor], x: Tensor, key: Tensor | None = None) -> Tensor:

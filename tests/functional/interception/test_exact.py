@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.functional.interception.cases import Method
 from torch import Tensor, nn
 
 from metalearn import functionalize
 from metalearn.functional.interception import distances, fractional_pools, losses
+from tests.functional.interception.cases import Method
 
 D = torch.float64
 CTC = losses.REPLACEMENTS[F.ctc_loss]

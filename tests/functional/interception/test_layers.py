@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.functional.interception import certify
-from tests.functional.interception.layers import BY_NAME, CASES, WITHOUT_A_CASE
 from torch import nn
 
 from metalearn import UsageError
 from scripts import layers_page
+from tests.functional.interception import certify
+from tests.functional.interception.layers import BY_NAME, CASES, WITHOUT_A_CASE
 
 REFUSED = [case.name for case in CASES if case.refused]
 WORKING = [case.name for case in CASES if not case.refused]
@@ -83,7 +83,7 @@ def test_no_layer_is_left_out() -> None:
 
 
 def test_the_page_of_layers_tells_what_happens() -> None:
-    page = (Path(__file__).parents[2] / "docs/layers.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[3] / "docs/layers.md").read_text(encoding="utf-8")
     assert page == layers_page.page(), "run `python -m scripts.layers_page`"
 
 

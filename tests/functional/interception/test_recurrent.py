@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.functional.interception.inner_loops import D, certify, episodes, gradients, read_out, sequences
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence, pad_sequence
 
 from metalearn import UsageError, functionalize, random, tree
 from metalearn.testing import assert_close
+from tests.functional.interception.inner_loops import D, certify, episodes, gradients, read_out, sequences
 
 LENGTHS = [2, 4, 1, 4]
 

@@ -205,7 +205,7 @@ def test_a_protocol_that_json_can_not_hold_is_told_before_the_run(capsys: pytest
 MODEL_FAILURES = [
     ("init", "model: Net(…) raised IndexError: no layers", "__init__"),
     ("raise", "Net.forward(…) raised IndexError: nothing here", "inner"),
-    ("branch", "execution.tasks=loop takes any code", "forward"),
+    ("branch", "or run tasks one after another: execution.tasks=loop", None),
     ("tuple", "Net.forward(…) returned a tuple, expected a tensor [6, 3] (example, num_outputs)", None),
     ("wide", "Net.forward(…) returned a tensor [6, 4], expected [6, 3] (example, num_outputs)", None),
 ]
@@ -222,7 +222,8 @@ def test_a_model_that_fails_is_told(
     files = {Path(line.split('"')[1]).name for line in told if line.startswith("  File ")}
     assert files == (set() if function is None else {"blobs.py"})
     assert function is None or any(line.endswith(f"in {function}") for line in told)
-    assert not Path("run").exists()
+    # A branch is a mistake only once tasks of a batch disagree, which may be later than the first try.
+    assert fail == "branch" or not Path("run").exists()
     if fail == "branch":
         trained("loop", *overrides[:-1], "execution.tasks=loop")
 

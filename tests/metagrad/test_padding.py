@@ -140,5 +140,9 @@ def test_a_loop_shows_the_model_no_padding() -> None:
 
     module = Watching(nn.Flatten(), nn.Linear(81, 3)).double()
     problem, meta = problems.problem_of(functionalize(module), "sgd", num_inner_steps=1)
-    Loop().value_and_grad(Unrolled(), problem)(meta, problems.padded(problems.of_several_sizes()))
+    padded = problems.padded(problems.of_several_sizes())
+    Loop().value_and_grad(Unrolled(), problem)(meta, padded)  # the first call runs forward twice
+    assert set(seen) == {rows for _, *sizes in problems.SIZES for rows in sizes}
+    seen.clear()
+    Loop().value_and_grad(Unrolled(), problem)(meta, padded)
     assert seen == [rows for _, *sizes in problems.SIZES for rows in sizes]

@@ -1,12 +1,12 @@
 """The inner loop: a fold of pure steps over parameters, buffers and optimizer state."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.func import grad_and_value
+from torch.func import vjp
 
 from metalearn.captured import refuse_captured
 from metalearn.diagnosis import explained
@@ -123,11 +123,17 @@ def inner_step(
         return _checked(loss_fn(params, state.buffers, batch), "the loss")
 
     with explained({**state.params, **state.buffers}):
-        grads, (loss, aux) = grad_and_value(loss_of, has_aux=True)(state.params)
+        grads, loss, aux = _gradient(loss_of, state.params)
     refuse_shadowed(state.params, aux.buffers)
     params, updates, opt_state = optimizer.step(grads, state.opt_state, state.params)
     step = TraceStep(state.params, grads, updates, loss, aux.metrics)
     return InnerState(params, aux.buffers, opt_state), step
+
+
+def _gradient(loss_of: Callable[[Tensors], tuple[Tensor, Aux]], params: Tensors) -> tuple[Tensors, Tensor, Aux]:
+    """As `torch.func.grad_and_value`, which keeps a graph of the gradient in `torch.no_grad()` too, for nobody."""
+    loss, pull, aux = vjp(loss_of, params, has_aux=True)  # type: ignore[misc]
+    return pull(torch.ones_like(loss), create_graph=torch.is_grad_enabled())[0], loss, aux
 
 
 def start(problem: Problem, meta: Tensors, episode: Episode) -> InnerState:
@@ -140,11 +146,25 @@ def problem_step(problem: Problem, meta: Tensors, episode: Episode, state: Inner
     """A problem's inner step number `step` (from 0), a pure function of `meta`, the episode and the state."""
 
     def loss_fn(params: Tensors, buffers: Tensors, batch: Batch) -> tuple[Tensor, Aux]:
-        loss, aux = _checked(problem.inner_loss(meta, params, buffers, batch, step), "the inner loss")
-        refuse_captured(loss)  # here and not of the outer loss alone: a first-order strategy cuts it off
-        return loss, aux
+        return _inner_loss(problem, meta, params, buffers, batch, step)
 
     return inner_step(loss_fn, problem.optimizer(meta), state, problem.batch(episode, step))[0]
+
+
+def inner_loss_of(
+    problem: Problem, meta: Tensors, episode: Episode, state: InnerState, step: int
+) -> tuple[Tensor, Aux]:
+    """The loss that a problem's inner step number `step` descends, at a state, checked for its form."""
+    refuse_shadowed(state.params, state.buffers)
+    return _inner_loss(problem, meta, state.params, state.buffers, problem.batch(episode, step), step)
+
+
+def _inner_loss(
+    problem: Problem, meta: Tensors, params: Tensors, buffers: Tensors, batch: Batch, step: int
+) -> tuple[Tensor, Aux]:
+    loss, aux = _checked(problem.inner_loss(meta, params, buffers, batch, step), "the inner loss")
+    refuse_captured(loss)  # here and not of the outer loss alone: a first-order strategy cuts it off
+    return loss, aux
 
 
 def unroll(problem: Problem, meta: Tensors, episode: Episode) -> Iterator[InnerState]:
@@ -165,17 +185,40 @@ def outer_loss_of(
 
 def outer_value(problem: Problem, meta: Tensors, episode: Episode) -> tuple[Tensor, Aux]:
     """The objective of one episode: the outer loss of the adapted state, or its weighted sum over the steps."""
-    weights = problem.outer_weights
+    return objective_of(problem, meta, episode, enumerate(unroll(problem, meta, episode)))
+
+
+def objective_of(
+    problem: Problem, meta: Tensors, episode: Episode, states: Iterable[tuple[int, InnerState]]
+) -> tuple[Tensor, Aux]:
+    """What `states` add to the objective, by the number of inner steps that each has had; the last one is judged."""
     total: Tensor | None = None
-    for step, state in enumerate(unroll(problem, meta, episode)):
-        last = step == problem.num_inner_steps
-        if not last and (weights is None or step == 0):
+    aux: Aux | None = None
+    for step, state, is_last in _with_last(states):
+        weight = weight_of(problem, step)
+        if weight is None and not is_last:
             continue
         loss, aux = outer_loss_of(problem, meta, episode, state, step)
-        weighted = loss if weights is None or step == 0 else weights[step - 1] * loss
+        weighted = loss if weight is None else weight * loss
         total = weighted if total is None else total + weighted
     assert total is not None
+    assert aux is not None
     return total, aux
+
+
+def weight_of(problem: Problem, step: int) -> float | Tensor | None:
+    """The weight of the outer loss after `step` steps; None where only the last state is judged, and is in full."""
+    return None if problem.outer_weights is None or step == 0 else problem.outer_weights[step - 1]
+
+
+def _with_last(states: Iterable[tuple[int, InnerState]]) -> Iterator[tuple[int, InnerState, bool]]:
+    before: tuple[int, InnerState] | None = None
+    for step, state in states:
+        if before is not None:
+            yield *before, False
+        before = (step, state)
+    if before is not None:
+        yield *before, True
 
 
 def evaluate(problem: Problem, meta: Tensors, episode: Episode) -> Tensors:

@@ -1,6 +1,6 @@
 """Small operations on dicts of tensors, and on nests of them."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -57,6 +57,31 @@ def select(named: Mapping[str, Tensor], prefix: str) -> Tensors:
 def prefixed(named: Mapping[str, Tensor], prefix: str) -> Tensors:
     """The same entries with `prefix` before every name."""
     return {prefix + name: value for name, value in named.items()}
+
+
+def vmapped(function: Callable[[Any], Any], nest: Any, *, chunk_size: int | None = None) -> Any:
+    """`function` of every entry along the tensors' first axis at once, `chunk_size` of them at most.
+
+    As `torch.vmap`, for nests that hold other things than tensors too: those go in, and come out, as they are.
+    """
+    leaves, structure = flatten(nest)
+    axes = tuple(0 if isinstance(leaf, Tensor) else None for leaf in leaves)
+    result_of: dict[str, Any] = {}
+
+    def one(*leaves: Any) -> tuple[Tensor, ...]:
+        # vmap returns tensors only: what else a result holds (None, a name) is remembered beside them.
+        result_of["flat"], result_of["structure"] = flatten(function(unflatten(leaves, structure)))
+        return tuple(leaf for leaf in result_of["flat"] if isinstance(leaf, Tensor))
+
+    batched = iter(torch.vmap(one, in_dims=axes, chunk_size=chunk_size)(*leaves))
+    filled = [next(batched) if isinstance(leaf, Tensor) else leaf for leaf in result_of["flat"]]
+    return unflatten(filled, result_of["structure"])
+
+
+def chunks(nest: Any, size: int) -> Iterator[Any]:
+    """A nest in pieces of at most `size` entries along its tensors' first axis."""
+    for first in range(0, len(tensors(nest)[0]), size):
+        yield map_tensors(lambda leaf, first=first: leaf[first : first + size], nest)  # type: ignore[misc]
 
 
 def norm(nest: Any) -> Tensor:

@@ -4,9 +4,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from metalearn import tree
 from metalearn.errors import UsageError
 from metalearn.execution.base import Execution, count_tasks
@@ -29,20 +26,6 @@ class Vmap(Execution):
 
     def run(self, function: Callable[[Any], Any], episodes: Any) -> Iterator[Any]:
         """See `Execution.run`; pieces of `chunk_size` tasks."""
-        num_tasks = count_tasks(episodes)
-        leaves, structure = tree.flatten(episodes)
-        axes = tuple(0 if isinstance(leaf, Tensor) else None for leaf in leaves)
-        result_of: dict[str, Any] = {}
-
-        def one_task(*leaves: Any) -> tuple[Tensor, ...]:
-            # vmap returns tensors only: what else a result holds (None, a name) is remembered beside them.
-            result = function(tree.unflatten(leaves, structure))
-            result_of["flat"], result_of["structure"] = tree.flatten(result)
-            return tuple(leaf for leaf in result_of["flat"] if isinstance(leaf, Tensor))
-
-        size = self.chunk_size or num_tasks
-        for first in range(0, num_tasks, size):
-            chunk = [leaf[first : first + size] if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            batched = iter(torch.vmap(one_task, in_dims=axes)(*chunk))
-            flat = [next(batched) if isinstance(leaf, Tensor) else leaf for leaf in result_of["flat"]]
-            yield tree.unflatten(flat, result_of["structure"])
+        size = self.chunk_size or count_tasks(episodes)
+        for chunk in tree.chunks(episodes, size):
+            yield tree.vmapped(function, chunk)

@@ -1,6 +1,7 @@
 """The seam of the outer gradient: a strategy is an object, exchanged without touching the problem."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -49,6 +50,14 @@ class Strategy(ABC):
         differentiated itself.
         """
 
+    def at(self, meta_step: int) -> "Strategy":
+        """The strategy of one meta step, counted from 0, for those that change during training; by default itself."""
+        return self
+
+    def remark(self, metrics: Mapping[str, float]) -> str | None:
+        """What is to be told about a gradient, by the metrics that came with it; None while all is well."""
+        return None
+
 
 def constants(meta: Tensors, episode: Episode) -> tuple[Tensors, Episode]:
     """`meta` and the episode cut from their history, for the start of a strategy.
@@ -63,3 +72,18 @@ def constants(meta: Tensors, episode: Episode) -> tuple[Tensors, Episode]:
                 "carry no history. Compute it inside Problem.init, or use metalearn.adapt, which is differentiable."
             )
     return tree.detach(meta), tree.detach(episode)
+
+
+def refuse_carry(strategy: Strategy, carry: Any) -> None:
+    """Raises UsageError for a carry that a strategy would ignore."""
+    if carry is not None:
+        raise UsageError(f"{type(strategy).__name__} starts every episode anew: pass carry=None.")
+
+
+def refuse_weights(strategy: Strategy, problem: Problem, why: str) -> None:
+    """Raises UsageError for a loss after every step where a strategy can judge the last state alone."""
+    if problem.outer_weights is not None:
+        raise UsageError(
+            f"{type(strategy).__name__} can not differentiate a loss after every step (outer_weights): {why}. "
+            "Set outer_weights=None, or take Unrolled or Stepwise."
+        )

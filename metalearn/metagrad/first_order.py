@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from metalearn.errors import UsageError
 from metalearn.metagrad.base import MetaGradient, Strategy
 from metalearn.metagrad.unrolled import Unrolled
 from metalearn.optim import GradientTransformation, chain, stop_gradient
@@ -16,8 +17,22 @@ class FirstOrder(Strategy):
     Only the inner *gradients* are cut. What the optimizer does with them keeps its history, so a learned rate or a
     learned start still gets its gradient.
 
-    Reference: Finn, Abbeel and Levine 2017, arXiv:1703.03400, section 5.2.
+    References: Finn, Abbeel and Levine 2017, arXiv:1703.03400, section 5.2; annealing: Antoniou, Edwards and Storkey
+    2019, arXiv:1810.09502, section 4.
+
+    Attributes:
+        until: the meta step from which the exact gradient is taken (MAML++'s annealing of the order); None for never.
     """
+
+    until: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.until is not None and self.until < 0:
+            raise UsageError(f"FirstOrder(until={self.until}): a meta step is at least 0; None for first order always.")
+
+    def at(self, meta_step: int) -> Strategy:
+        """`Unrolled` once `until` is reached."""
+        return self if self.until is None or meta_step < self.until else Unrolled()
 
     def value_and_grad(self, problem: Problem) -> MetaGradient:
         """See `Strategy.value_and_grad`; not exact, and without a carry."""

@@ -1,16 +1,16 @@
 """Reverse mode through the whole inner loop, its graph kept in memory."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from torch.func import grad_and_value
 
 from metalearn.captured import refuse_captured
 from metalearn.diagnosis import explained
-from metalearn.errors import UsageError
-from metalearn.inner import outer_value
-from metalearn.metagrad.base import MetaGradient, Outcome, Strategy, constants
+from metalearn.inner import InnerState, objective_of, unroll
+from metalearn.metagrad.base import MetaGradient, Outcome, Strategy, constants, refuse_carry
+from metalearn.metagrad.reverse import gradients
 from metalearn.problem import Episode, Problem
 from metalearn.types import Aux, Tensors
 
@@ -26,16 +26,30 @@ class Unrolled(Strategy):
         """See `Strategy.value_and_grad`; exact, and without a carry."""
 
         def run(meta: Tensors, episode: Episode, carry: Any = None) -> Outcome:
-            if carry is not None:
-                raise UsageError("Unrolled starts every episode anew: pass carry=None.")
+            refuse_carry(self, carry)
             meta, episode = constants(meta, episode)
-
-            def objective(meta: Tensors) -> tuple[Tensor, Aux]:
-                return outer_value(problem, meta, episode)
-
-            with explained(meta):
-                grads, (value, aux) = grad_and_value(objective, has_aux=True)(meta)
-            refuse_captured(value)
-            return Outcome(value, grads, aux, None)
+            return through_graph(problem, meta, episode, lambda meta: enumerate(unroll(problem, meta, episode)))[0]
 
         return run
+
+
+def through_graph(
+    problem: Problem, meta: Tensors, episode: Episode, states: Callable[[Tensors], Iterable[tuple[int, InnerState]]]
+) -> tuple[Outcome, InnerState]:
+    """Backpropagation through the graph of some states, a function of `meta`: the outcome, and the last of them."""
+
+    def objective(meta: Tensors) -> tuple[Tensor, tuple[Aux, InnerState]]:
+        last: list[InnerState] = []
+
+        def watched() -> Iterable[tuple[int, InnerState]]:
+            for step, state in states(meta):
+                last[:] = [state]
+                yield step, state
+
+        value, aux = objective_of(problem, meta, episode, watched())
+        return value, (aux, last[0])
+
+    with explained(meta):
+        (grads,), value, (aux, state) = gradients(objective, meta)
+    refuse_captured(value)
+    return Outcome(value, grads, aux, None), state

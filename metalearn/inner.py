@@ -266,8 +266,9 @@ def refuse_shadowed(params: Tensors, buffers: Tensors) -> None:
     """Raises UsageError for a parameter that is among the buffers too."""
     shadowed = params.keys() & buffers.keys()
     if shadowed:
+        name = min(shadowed)
         raise UsageError(
-            f"{min(shadowed)!r} is among the buffers too, and a buffer comes first, so optimising it would do nothing. "
+            f"{name!r} is among the buffers too, and a buffer comes first, so optimising it would do nothing. "
             "A parameter that forward itself changes becomes state: leave it out of `params`, as "
-            f"metalearn.state.partition(model.params, {min(shadowed)!r}) does, or MAML(adapted=…)."
+            f'metalearn.state.partition(model.params, {name!r}) does, or MAML(adapted=["*", "!{name}"]).'
         )

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from metalearn import random, tree
 from metalearn.algorithms.base import Algorithm, loss_of
 from metalearn.algorithms.roles import Roles
+from metalearn.errors import UsageError
 from metalearn.functional import RNG, FunctionalModel
 from metalearn.inner import Adapted, InnerState, inner_step
 from metalearn.losses import Loss
@@ -36,9 +38,12 @@ class MAML(Algorithm):
         adapted: which parameters the inner loop adapts (`metalearn.state.Filter`): `"head.*"` is ANIL, `"features.*"`
             BOIL. The others are used as they were learned.
         learned: which parameters' start is meta-learned; the others stay at the model's own values.
+        proximal: the weight of iMAML's term $\frac{1}{2} \lVert \theta - \theta_0 \rVert^2$ in the inner loss, which
+            holds on to the start: an implicit gradient (`metagrad.Implicit`) needs it.
         normalisation: what norms normalise by in each pass: a name in `metalearn.normalisation.POLICIES`, or a policy.
 
-    Reference: Finn, Abbeel and Levine 2017, arXiv:1703.03400, Algorithm 2.
+    References: Finn, Abbeel and Levine 2017, arXiv:1703.03400, Algorithm 2; the proximal term: Rajeswaran et al. 2019,
+    arXiv:1909.04630, equation 4.
     """
 
     loss: Loss
@@ -48,10 +53,13 @@ class MAML(Algorithm):
     adapted: Filter = "*"
     learned: Filter = "*"
     normalisation: str | Normalisation = "module"
+    proximal: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuses a normalisation policy that there is not."""
+        """Refuses a normalisation policy that there is not, and a term that would push away from the start."""
         policy_of(self.normalisation)
+        if not self.proximal >= 0:
+            raise UsageError(f"proximal={self.proximal}: the weight of the proximal term is at least 0.")
 
     def init(self, model: FunctionalModel, source: Any = None) -> Tensors:
         """The model's initial parameters, those that are learned, under the prefix `"init."`."""
@@ -68,7 +76,9 @@ class MAML(Algorithm):
             return roles.start(meta), _keyed(initial_buffers, episode.key)
 
         def inner_loss(meta: Tensors, params: Tensors, buffers: Tensors, batch: Batch, step: int) -> tuple[Tensor, Aux]:
-            return loss_of(self.loss, norms.at_support(model, step), roles.whole(meta, params), buffers, batch)
+            at_support = norms.at_support(model, step)
+            loss, aux = loss_of(self.loss, at_support, roles.whole(meta, params), buffers, batch)
+            return self._held(loss, params, roles.start(meta)), aux
 
         def outer_loss(
             meta: Tensors, params: Tensors, buffers: Tensors, episode: Episode, step: int
@@ -91,13 +101,15 @@ class MAML(Algorithm):
         roles, norms = self._roles(model), policy_of(self.normalisation)
         norms.check(model)
         check_num_steps(self.num_inner_steps)
-        optimizer, params = self.inner_optimizer(self.inner_lr), roles.start(meta)
+        optimizer, began = self.inner_optimizer(self.inner_lr), roles.start(meta)
         buffers = norms.initial_buffers(model.with_buffers(buffers), self.num_inner_steps)
 
         def loss_fn(step: int, params: Tensors, buffers: Tensors, batch: Batch) -> tuple[Tensor, Aux]:
-            return loss_of(self.loss, norms.at_support(model, step), roles.whole(meta, params), buffers, batch)
+            at_support = norms.at_support(model, step)
+            loss, aux = loss_of(self.loss, at_support, roles.whole(meta, params), buffers, batch)
+            return self._held(loss, params, began), aux
 
-        state = InnerState(params, buffers, optimizer.init(params))
+        state = InnerState(began, buffers, optimizer.init(began))
         for step in range(self.num_inner_steps):
             state, _ = inner_step(partial(loss_fn, step), optimizer, state, support)
         return Adapted(*state)
@@ -107,6 +119,12 @@ class MAML(Algorithm):
         at_query = policy_of(self.normalisation).at_query(model, self.num_inner_steps)
         outputs: Tensor = at_query(self._roles(model).whole(meta, adapted.params), adapted.buffers, x)[0]
         return outputs
+
+    def _held(self, loss: Tensor, params: Tensors, began: Tensors) -> Tensor:
+        if self.proximal == 0:
+            return loss
+        distances = [(value - began[name]).square().sum() for name, value in params.items()]
+        return loss + 0.5 * self.proximal * torch.stack(distances).sum()
 
     def _roles(self, model: FunctionalModel) -> Roles:
         return Roles.of(model, adapted=self.adapted, learned=self.learned)

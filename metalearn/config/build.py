@@ -66,6 +66,8 @@ def build_experiment(config: TrainConfig) -> Experiment:
             device=device,
             chunk_size=config.execution.chunk_size,
             buffers=config.execution.buffers.value,
+            nonfinite=config.execution.nonfinite.value,
+            task_clip=config.execution.task_clip,
         ),
         outer_optimizer=partial(_META_OPTIMIZERS[config.meta.optimizer], lr=config.meta.lr),
         schedule=_schedule(config.meta),

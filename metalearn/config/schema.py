@@ -49,6 +49,13 @@ class Buffers(Enum):
     keep = "keep"
 
 
+class Nonfinite(Enum):
+    """The names of `execution.nonfinite`."""
+
+    stop = "stop"
+    skip = "skip"
+
+
 class CheckpointName(Enum):
     """The names of `checkpoint`, when a run is evaluated or used."""
 
@@ -102,6 +109,8 @@ class ExecutionConfig:
     tasks: Tasks = Tasks.auto
     chunk_size: int | None = _number(None, 1)
     buffers: Buffers = Buffers.mean
+    nonfinite: Nonfinite = Nonfinite.stop
+    task_clip: float | None = _number(None, 0, above=True)
     compile: bool = False
 
 

@@ -17,6 +17,9 @@ from metalearn.errors import UsageError
 
 CONFIG = "config.yaml"
 
+_LATER = (("nonfinite", "stop"), ("task_clip", None))
+"""Settings that runs from before them go on without: their defaults change nothing."""
+
 
 def plain(node: Any) -> Any:
     """A config as dicts, lists and scalars, fit for YAML and JSON."""
@@ -41,6 +44,9 @@ def identity(config: TrainConfig) -> dict[str, Any]:
         del kept["meta"][name]
     _forget_root(kept["task"])
     kept["execution"].pop("compile")
+    for name, default in _LATER:
+        if kept["execution"].get(name) == default:
+            del kept["execution"][name]
     return dict(kept)
 
 

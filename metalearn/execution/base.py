@@ -21,6 +21,14 @@ BufferPolicy: TypeAlias = Literal["mean", "keep"]
 
 POLICIES: tuple[BufferPolicy, ...] = ("mean", "keep")
 
+NonfinitePolicy: TypeAlias = Literal["stop", "skip"]
+"""What becomes of a task whose loss or gradient is no number: it spoils the mean, which stops training, or is left out."""
+
+NONFINITE: tuple[NonfinitePolicy, ...] = ("stop", "skip")
+
+SKIPPED = "skipped_tasks"
+"""The metric that counts the tasks left out of a meta-batch. It is the same for all, so that their mean is the count."""
+
 
 class BatchedMetaGradient(Protocol):
     """The value and gradient of a problem over a batch of episodes."""
@@ -37,13 +45,23 @@ class Execution(ABC):
         buffers: how the tasks' buffers are merged into the model's: `"mean"` averages floating-point buffers over the
             tasks (integers, such as a count of batches, are the same in all tasks and are taken from the first);
             `"keep"` returns none.
+        nonfinite: `"stop"` lets a task that is no number make the mean one of those, which ends training; `"skip"`
+            leaves it out of the mean and counts it in the metric `skipped_tasks`.
+        task_clip: the largest norm of one task's gradient, scaled down to it where it is larger; None for any.
     """
 
     buffers: BufferPolicy = "mean"
+    nonfinite: NonfinitePolicy = "stop"
+    task_clip: float | None = None
 
     def __post_init__(self) -> None:
         if self.buffers not in POLICIES:
             raise UsageError(f"buffers={self.buffers!r} is not a policy. {did_you_mean(str(self.buffers), POLICIES)}")
+        if self.nonfinite not in NONFINITE:
+            hint = did_you_mean(str(self.nonfinite), NONFINITE)
+            raise UsageError(f"nonfinite={self.nonfinite!r} is not a policy. {hint}")
+        if self.task_clip is not None and not self.task_clip > 0:
+            raise UsageError(f"task_clip={self.task_clip}: a norm to clip to is above 0; None clips nothing.")
 
     def check(self, problem: Problem) -> None:
         """Refuses a problem whose buffers have to return to the model, where this execution keeps them back.
@@ -70,22 +88,36 @@ class Execution(ABC):
             def function(task: tuple[Episode, Any]) -> Outcome:
                 return one_task(meta, task[0], task[1])
 
-            num_tasks = count_tasks(episodes)
+            num_tasks: Tensor | int = count_tasks(episodes)
             value: Tensor | None = None
             grads: Tensors = {}
-            rest: list[tuple[Aux, Any]] = []
+            rest: list[tuple[Aux, Any, Tensor | None]] = []
             for part in self.run(function, (episodes, carry)):
+                part, kept = self._mended(part)
                 part_value, part_grads = tree.map_tensors(lambda leaf: leaf.sum(0), (part.value, part.grads))
                 value = part_value if value is None else value + part_value
                 grads = {name: grads[name] + grad for name, grad in part_grads.items()} if grads else part_grads
-                rest.append((part.aux, part.carry))
+                rest.append((part.aux, part.carry, kept))
             assert value is not None
             refuse_captured(value)
-            aux, carry = concatenate(rest)
+            aux, carry, kept = concatenate(rest)
+            if kept is not None:
+                aux, num_tasks = without_skipped(aux, kept), kept.sum()
             merged = Aux(merge_buffers(aux.buffers, self.buffers), aux.metrics)
             return Outcome(value / num_tasks, {k: v / num_tasks for k, v in grads.items()}, merged, carry)
 
         return run
+
+    def _mended(self, part: Outcome) -> tuple[Outcome, Tensor | None]:
+        """Some tasks with their gradients clipped and zeros for those to skip; and which are kept, `[task]`."""
+        if self.task_clip is not None:
+            part = part._replace(grads=clipped_by_task(part.grads, self.task_clip))
+        if self.nonfinite != "skip":
+            return part, None
+        finite = [leaf.isfinite().flatten(1).all(1) for leaf in part.grads.values()]
+        kept = torch.stack([part.value.isfinite(), *finite]).all(0)
+        value, grads = tree.map_tensors(lambda leaf: torch.where(along(kept, leaf), leaf, 0), (part.value, part.grads))
+        return part._replace(value=value, grads=grads), kept
 
     def evaluate(self, problem: Problem, meta: Tensors, episodes: Episode, *, num_inner_steps: int) -> Tensors:
         """The outer loss (`"loss"`) and metrics of every task after 0 … `num_inner_steps` steps, `[task, step]`."""
@@ -120,6 +152,38 @@ def concatenate(parts: Sequence[Any]) -> Any:
         for leaves in zip(*(leaves for leaves, _ in flat), strict=True)
     ]
     return tree.unflatten(joined, flat[0][1])
+
+
+def clipped_by_task(grads: Tensors, norm: float) -> Tensors:
+    """Gradients `[task, …]`, each task's scaled down to a norm where it has a larger one; what is no number stays so."""
+    largest = torch.stack([leaf.abs().flatten(1).amax(1) for leaf in grads.values()]).amax(0)
+    unit = torch.where(largest > 0, largest, 1)  # squares of large entries would overflow
+    squares = [(leaf / along(unit, leaf)).square().flatten(1).sum(1) for leaf in grads.values()]
+    found = torch.stack(squares).sum(0).sqrt() * unit
+    scale = torch.where(found > norm, norm / unit / (found / unit), 1)
+    return {
+        name: torch.where(along(found > norm, leaf), leaf * along(scale, leaf), leaf) for name, leaf in grads.items()
+    }
+
+
+def without_skipped(aux: Aux, kept: Tensor) -> Aux:
+    """What tasks reported, with the mean of those kept in the places of the others, and how many these are."""
+
+    def filled(leaf: Tensor) -> Tensor:
+        mask = along(kept, leaf)
+        if not leaf.is_floating_point():
+            return torch.where(mask, leaf, leaf[kept.to(torch.uint8).argmax()])
+        mean = torch.where(mask, leaf, 0).sum(0) / kept.sum()
+        return torch.where(mask, leaf, mean)
+
+    aux = tree.map_tensors(filled, aux)
+    skipped = (~kept).sum().to(torch.get_default_dtype()).expand(len(kept))
+    return aux._replace(metrics={**aux.metrics, SKIPPED: skipped})
+
+
+def along(per_task: Tensor, leaf: Tensor) -> Tensor:
+    """One value a task, `[task]`, in the shape that broadcasts against `[task, …]`."""
+    return per_task.reshape(-1, *[1] * (leaf.dim() - 1))
 
 
 def merge_buffers(buffers: Tensors, policy: BufferPolicy) -> Tensors:

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from metalearn.errors import UsageError, did_you_mean
-from metalearn.execution.base import BufferPolicy, Execution
+from metalearn.execution.base import BufferPolicy, Execution, NonfinitePolicy
 from metalearn.execution.loop import Loop
 from metalearn.execution.vmap import Vmap
 
@@ -18,6 +18,8 @@ def choose(
     device: torch.device | str,
     chunk_size: int | None = None,
     buffers: BufferPolicy = "mean",
+    nonfinite: NonfinitePolicy = "stop",
+    task_clip: float | None = None,
 ) -> Execution:
     """The way of running tasks called `tasks`.
 
@@ -33,9 +35,9 @@ def choose(
         has_convolution = any(isinstance(part, nn.modules.conv._ConvNd) for part in model.modules())
         tasks = "loop" if has_convolution and torch.device(device).type == "cpu" else "vmap"
     if tasks == "vmap":
-        return Vmap(chunk_size=chunk_size, buffers=buffers)
+        return Vmap(chunk_size=chunk_size, buffers=buffers, nonfinite=nonfinite, task_clip=task_clip)
     if chunk_size is not None:
         raise UsageError(
             "execution.chunk_size is for vmap, but tasks run in a loop: set execution.tasks=vmap, or no size."
         )
-    return Loop(buffers=buffers)
+    return Loop(buffers=buffers, nonfinite=nonfinite, task_clip=task_clip)

@@ -36,6 +36,10 @@ class MetaGradient(Protocol):
         """The outcome of one episode."""
 
 
+class StrategyWarning(UserWarning):
+    """A gradient is not what it should be, by its own measure."""
+
+
 class Strategy(ABC):
     """How the outer gradient flows through the inner loop.
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import jvp
 
 from metalearn import tree
 from metalearn.captured import refuse_captured
@@ -14,6 +13,7 @@ from metalearn.diagnosis import explained
 from metalearn.errors import UsageError
 from metalearn.inner import outer_value
 from metalearn.metagrad.base import MetaGradient, Outcome, Strategy, constants, refuse_carry
+from metalearn.metagrad.forward import pushforward
 from metalearn.problem import Episode, Problem
 from metalearn.types import Aux, Tensors
 
@@ -47,7 +47,7 @@ class ForwardMode(Strategy):
             def along(direction: Tensor) -> tuple[Tensor, Tensor, Aux]:
                 given = tree.from_vector(direction, meta)
                 tangents = {name: value.to(meta[name].dtype) for name, value in given.items()}
-                value, slope, aux = jvp(  # type: ignore[misc]
+                value, slope, aux = pushforward(
                     lambda meta: outer_value(problem, meta, episode), (meta,), (tangents,), has_aux=True
                 )
                 return slope, value, aux

@@ -13,7 +13,15 @@ from metalearn import tree
 from metalearn.diagnosis import explained
 from metalearn.errors import UsageError, did_you_mean
 from metalearn.inner import InnerState, inner_loss_of
-from metalearn.metagrad.base import MetaGradient, Outcome, Strategy, constants, refuse_carry, refuse_weights
+from metalearn.metagrad.base import (
+    MetaGradient,
+    Outcome,
+    Strategy,
+    StrategyWarning,
+    constants,
+    refuse_carry,
+    refuse_weights,
+)
 from metalearn.metagrad.pieces import Judged, Pieces, Point
 from metalearn.metagrad.reverse import pullback
 from metalearn.metagrad.solvers import conjugate_gradient, direct, neumann_series
@@ -85,7 +93,7 @@ class Implicit(Strategy):
             _refuse_nothing(grads)
             told = self.remark({name: value for name, value in residuals.items() if not _is_wrapped(value)})
             if told is not None:
-                warnings.warn(told, stacklevel=2)
+                warnings.warn(told, StrategyWarning, stacklevel=2)
             return Outcome(end.value, grads, end.aux._replace(metrics={**end.aux.metrics, **residuals}), None)
 
         return run

@@ -7,20 +7,22 @@ Its pullback maps a cotangent of what it returns to cotangents of both. Integers
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torch.func import grad, jvp, vjp
+from torch.func import grad, vjp
 
 from metalearn import tree
 from metalearn.captured import refuse_captured
 from metalearn.diagnosis import explained
 from metalearn.inner import InnerState, inner_loss_of, outer_loss_of, problem_step, start, weight_of
+from metalearn.metagrad.forward import pushforward
 from metalearn.metagrad.reverse import gradients, pullback
 from metalearn.problem import Episode, Problem
 from metalearn.types import Aux, Tensors
 
+T = TypeVar("T")
 Mode = Literal["reverse", "forward"]
 """How a step's second derivatives are taken: reverse over reverse, or forward over reverse."""
 
@@ -83,13 +85,13 @@ class Pieces:
 
     def start(self) -> InnerState:
         """The state before the first step."""
-        return tree.detach(start(self.problem, self.meta, self.episode))
+        return tree.detach(_given_all(start(self.problem, self.meta, self.episode)))
 
     def step(self, state: InnerState, step: int) -> InnerState:
         """The state after step number `step`, from 0; without history, and with nothing kept for a gradient."""
         # The first step runs with a graph all the same: it would show a captured tensor that requires grad.
         with explained(self.meta), torch.set_grad_enabled(step == 0):
-            return tree.detach(problem_step(self.problem, self.meta, self.episode, state, step))
+            return tree.detach(_given_all(problem_step(self.problem, self.meta, self.episode, state, step)))
 
     def starting_point(self) -> Point:
         """The state before the first step, and where gradients flow through it."""
@@ -140,7 +142,7 @@ class Pieces:
         found: dict[str, Any] = {}
 
         def watched(meta: Tensors, leaves: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-            state = function(meta, leaves)
+            state = _given_all(function(meta, leaves))
             flat, found["structure"] = tree.flatten(state)
             found["places"] = _places(state)
             found["rest"] = [None if isinstance(leaf, Tensor) else leaf for leaf in flat]
@@ -157,7 +159,7 @@ class Pieces:
         leaves, join = point.split()
 
         def stepped(meta: Tensors, leaves: list[Tensor]) -> list[Tensor]:
-            return _at(problem_step(self.problem, meta, self.episode, join(leaves), step), after.places)
+            return _given_all(_at(problem_step(self.problem, meta, self.episode, join(leaves), step), after.places))
 
         _, pull = pullback(stepped, self.meta, leaves)
         pulled: tuple[Tensors, list[Tensor]] = pull(list(cotangent), retain_graph=False)
@@ -195,12 +197,12 @@ class Pieces:
             state, named = join(leaves), dict(zip(names, grads, strict=True))
             params, _, opt_state = self.problem.optimizer(meta).step(named, state.opt_state, state.params)
             new = InnerState(params, after.state.buffers, opt_state)
-            return _at(new, after.places[:first] + after.places[first + second :])
+            return _given_all(_at(new, after.places[:first] + after.places[first + second :]))
 
         params, zero = leaves[:num_params], leaves[0].new_zeros(())
         _, pull = pullback(updated, self.meta, gradient(params, zero)[1][:num_params], leaves)
         meta_bar, grads_bar, leaves_bar = pull(bars[:first] + bars[first + second :], retain_graph=False)
-        by_meta, by_leaves = jvp(gradient, (params, zero), (grads_bar, torch.ones_like(zero)))[1]
+        by_meta, by_leaves = pushforward(gradient, (params, zero), (grads_bar, torch.ones_like(zero)))[1]
         return added(meta_bar, by_meta), added(leaves_bar, by_leaves)
 
 
@@ -208,6 +210,13 @@ def added(left: Any, right: Any) -> Any:
     """The sum of two nests of tensors of one structure."""
     leaves, structure = tree.flatten(left)
     return tree.unflatten([a + b for a, b in zip(leaves, tree.flatten(right)[0], strict=True)], structure)
+
+
+def _given_all(nest: T) -> T:
+    """The same nest, where nothing in it depends on a captured tensor: pieces are cut, and the outer loss not told."""
+    for leaf in tree.tensors(nest):
+        refuse_captured(leaf)
+    return nest
 
 
 def _at(nest: Any, places: Sequence[int]) -> list[Tensor]:

@@ -51,36 +51,42 @@ class Stepwise(Strategy):
                 if step % every == 0:
                     kept[step] = point
                 point = pieces.next_point(point, step)
-            back = _Backward(pieces, self.mode, point, num_steps)
+            back = Backward(pieces, point, num_steps, self.mode)
             aux = back.aux
             for first in reversed(range(0, num_steps, every)):
-                back.through(kept.pop(first), first, min(first + every, num_steps))
+                points = [kept.pop(first)]
+                for step in range(first, min(first + every, num_steps) - 1):
+                    points.append(pieces.next_point(points[-1], step))
+                while points:
+                    back.to(points.pop())
             grads = added(back.meta, pieces.pull_start(began, back.cotangent))
             return Outcome(back.value, grads, aux, None)
 
         return run
 
 
-class _Backward:
-    """The way back: what has been gathered for `meta`, and the cotangent of the point that has been reached."""
+class Backward:
+    """The way back through an inner loop, step by step.
 
-    def __init__(self, pieces: Pieces, mode: Mode, end: Point, num_steps: int) -> None:
-        self._pieces = pieces
-        self._mode = mode
-        self._point = end
+    Attributes:
+        step: how many inner steps the point has had that has been reached.
+        cotangent: of that point, by its places.
+        meta: what has been gathered for `meta`, on the way there.
+        value: the sum of the outer losses on the way there.
+        aux: of the last outer loss.
+    """
+
+    def __init__(self, pieces: Pieces, end: Point, num_steps: int, mode: Mode = "reverse") -> None:
+        self.step = num_steps
         self.value, self.meta, self.cotangent, self.aux = pieces.judge(end, num_steps)
+        self._pieces, self._point, self._mode = pieces, end, mode
 
-    def through(self, point: Point, first: int, last: int) -> None:
-        """Goes back from the point after `last` steps to the given one, after `first`."""
-        points = [point]
-        for step in range(first, last - 1):
-            points.append(self._pieces.next_point(points[-1], step))
-        for step in reversed(range(first, last)):
-            point = points.pop()
-            by_meta, self.cotangent = self._pieces.pull_step(point, step, self._point, self.cotangent, self._mode)
-            self.meta = added(self.meta, by_meta)
-            self._point = point
-            if step and self._pieces.problem.outer_weights is not None:
-                value, by_meta, by_point, _ = self._pieces.judge(point, step)
-                self.value = self.value + value
-                self.meta, self.cotangent = added(self.meta, by_meta), added(self.cotangent, by_point)
+    def to(self, point: Point) -> None:
+        """Goes to the point one step before."""
+        self.step -= 1
+        by_meta, self.cotangent = self._pieces.pull_step(point, self.step, self._point, self.cotangent, self._mode)
+        self.meta, self._point = added(self.meta, by_meta), point
+        if self.step and self._pieces.problem.outer_weights is not None:
+            value, by_meta, by_point, _ = self._pieces.judge(point, self.step)
+            self.value = self.value + value
+            self.meta, self.cotangent = added(self.meta, by_meta), added(self.cotangent, by_point)

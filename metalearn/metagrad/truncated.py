@@ -86,7 +86,8 @@ class Truncated(Strategy):
             last = min(first + self.num_steps, problem.num_inner_steps)
 
             def states(meta: Tensors) -> Iterator[tuple[int, InnerState]]:
-                state = start(problem, meta, pieces.episode) if carry is None else tree.detach(carry.state)
+                began = start(problem, meta, pieces.episode)
+                state = began if carry is None else _moved(began, tree.detach(carry.state))
                 yield first, state
                 yield from _steps(pieces, meta, state, first, last)
 

@@ -29,6 +29,7 @@ _FORMAT = "metalearn-checkpoint"
 _VERSION = 1
 _STATE = "state.json"
 _OPTIMIZER = "optimizer/"
+_CARRY = "carry/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,7 @@ class Checkpoint:
         optimizer: the outer optimizer's `state_dict()`; `None` in a checkpoint that is only to be measured.
         loop: the loop's own numbers (best validation so far, running sums ...), plain data.
         config: the experiment's configuration, plain data.
+        carry: the leaves of what the strategy goes on from, if it is amid an episode; `None` otherwise.
     """
 
     step: int
@@ -50,20 +52,29 @@ class Checkpoint:
     optimizer: dict[str, Any] | None = None
     loop: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+    carry: list[Any] | None = None
 
 
 def save_checkpoint(checkpoint: Checkpoint, folder: str | os.PathLike[str]) -> None:
     """Writes `checkpoint` to `folder`; what was there stays valid until the new one is whole.
 
     Raises:
-        UsageError: the folder can not be written, or the optimizer's state holds what is neither tensor nor plain data.
+        UsageError: the folder can not be written, or the state of the optimizer or the strategy holds what is neither
+            tensor nor plain data.
     """
     folder = Path(folder)
     try:
         optimizer, optimizer_tensors = encode(checkpoint.optimizer, _OPTIMIZER)
     except TypeError as error:
         raise UsageError(f"the outer optimizer's state is not saveable: {error}. Use another meta.optimizer.") from None
-    named = tree.prefixed(checkpoint.meta, "meta/") | tree.prefixed(checkpoint.buffers, "buffers/") | optimizer_tensors
+    try:
+        carry, carry_tensors = encode(checkpoint.carry, _CARRY)
+    except TypeError as error:
+        raise UsageError(
+            f"the strategy's carry is not saveable: {error}. Keep tensors and plain values in it."
+        ) from None
+    named = tree.prefixed(checkpoint.meta, "meta/") | tree.prefixed(checkpoint.buffers, "buffers/")
+    named |= optimizer_tensors | carry_tensors
     content = safetensors.torch.save({name: _storable(value) for name, value in named.items()})
     digest = hashlib.sha256(content).hexdigest()
     file_name = f"tensors-{digest[:16]}.safetensors"
@@ -75,6 +86,7 @@ def save_checkpoint(checkpoint: Checkpoint, folder: str | os.PathLike[str]) -> N
         "tensors": {"file": file_name, "sha256": digest, "names": list(named)},
         "loop": dict(checkpoint.loop),
         "optimizer": optimizer,
+        "carry": carry,
         "config": dict(checkpoint.config),
     }
     try:
@@ -106,6 +118,7 @@ def load_checkpoint(folder: str | os.PathLike[str], *, device: torch.device | st
             meta=tree.select(tensors, "meta/"),
             buffers=tree.select(tensors, "buffers/"),
             optimizer=decode(state["optimizer"], tensors),
+            carry=decode(state.get("carry"), tensors),
             loop=dict(state["loop"]),
             config=dict(state["config"]),
         )

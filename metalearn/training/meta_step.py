@@ -1,7 +1,7 @@
 """One meta step: episodes, the meta-gradient, the outer optimizer."""
 
 import math
-from collections.abc import Callable
+import warnings
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,10 +10,12 @@ from torch import Tensor
 
 from metalearn import tree
 from metalearn.errors import UsageError
+from metalearn.execution import BatchedMetaGradient
+from metalearn.metagrad import Outcome, Strategy, StrategyWarning
 from metalearn.training.experiment import Experiment
 from metalearn.training.guard import blamed
 from metalearn.training.laboratory import Laboratory
-from metalearn.training.state import TrainState
+from metalearn.training.state import SavedCarry, TrainState
 from metalearn.types import Tensors
 
 
@@ -31,7 +33,8 @@ class MetaStep:
 
     laboratory: Laboratory
     _buffers: Tensors | None = field(default=None, init=False)
-    _gradient: Callable[..., Any] | None = field(default=None, init=False)
+    _strategy: Strategy | None = field(default=None, init=False)
+    _gradient: BatchedMetaGradient | None = field(default=None, init=False)
 
     def __call__(self, state: TrainState) -> TrainState:
         """The state after one more meta step, its metrics added to the window.
@@ -41,11 +44,11 @@ class MetaStep:
             PluginError: the same, after a failure in a user's own code.
         """
         settings = self.laboratory.experiment.settings
-        first = state.step * settings.batch_size
+        first = state.batches * settings.batch_size
         source, indices = self.laboratory.source, range(first, first + settings.batch_size)
         episodes = source.episodes("train", indices, seed=settings.seed)
         with source.suspected("train", indices, episodes), blamed():
-            outcome = self._gradient_at(state.buffers)(state.meta, episodes)
+            outcome = self._outcome(state, episodes)
             metrics = _scalars(outcome.value, outcome.grads, outcome.aux.metrics)
             # In the block: inputs that are no numbers are told before any rate is blamed.
             _refuse_divergence(metrics, state, self.laboratory.experiment)
@@ -55,18 +58,29 @@ class MetaStep:
         return replace(
             state,
             step=state.step + 1,
+            batches=state.batches + (outcome.carry is None),
+            carry=outcome.carry,
             buffers={**state.buffers, **merged} if merged else state.buffers,
             window={name: state.window.get(name, 0.0) + value for name, value in metrics.items()},
             window_steps=state.window_steps + 1,
         )
 
-    def _gradient_at(self, buffers: Tensors) -> Callable[..., Any]:
-        if self._gradient is None or self._buffers is not buffers:
-            experiment = self.laboratory.experiment
+    def _outcome(self, state: TrainState, episodes: Any) -> Outcome:
+        strategy = self.laboratory.experiment.strategy
+        strategy = strategy.at(state.step) if isinstance(strategy, Strategy) else strategy
+        gradient, carry = self._gradient_of(strategy, state.buffers), state.carry
+        if isinstance(carry, SavedCarry):
+            _, structure = tree.flatten(gradient(state.meta, episodes).carry)
+            carry = tree.unflatten(carry.leaves, structure)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", StrategyWarning)  # told with the metrics, once, by the trainer
+            return gradient(state.meta, episodes, carry)
+
+    def _gradient_of(self, strategy: Strategy, buffers: Tensors) -> BatchedMetaGradient:
+        if self._gradient is None or self._buffers is not buffers or self._strategy != strategy:
             problem = self.laboratory.train_problem(buffers)
-            self._gradient = experiment.execution.value_and_grad(experiment.strategy, problem)
-            self._buffers = buffers
-        assert self._gradient is not None
+            self._gradient = self.laboratory.experiment.execution.value_and_grad(strategy, problem)
+            self._buffers, self._strategy = buffers, strategy
         return self._gradient
 
 

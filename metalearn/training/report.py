@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from metalearn.training.checkpoint import Checkpoint, check_fits, find_checkpoint, load_checkpoint
+from metalearn.training.chosen import as_chosen
 from metalearn.training.evaluation import Measurement, check_split, measure
 from metalearn.training.experiment import Experiment
 from metalearn.training.fit import draw_fit
@@ -97,7 +98,7 @@ def evaluate(
         UsageError: no such split, device or checkpoint, or one of another model.
         KeyboardInterrupt: a signal came.
     """
-    laboratory = prepare_laboratory(experiment)
+    laboratory = prepare_laboratory(as_chosen(experiment, find_checkpoint(checkpoint)))
     check_split(laboratory.test_source, split, wanted_for="the evaluation")
     check_padded(laboratory, laboratory.test_source, split)
     settings = experiment.settings

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from metalearn import tree
 from metalearn.errors import UsageError
 from metalearn.training.checkpoint import Checkpoint, check_fits
 from metalearn.types import Tensors
@@ -42,6 +43,9 @@ class TrainState:
         validated: the meta step of the last validation; 0 for none yet.
         window: the sums of the training metrics since the last record.
         window_steps: the meta steps in those sums.
+        batches: the meta-batches that are done with; the same as `step` but for strategies that take several meta
+            steps for one.
+        carry: what such a strategy goes on from, None between two batches; `SavedCarry` in a resumed run.
     """
 
     step: int
@@ -52,6 +56,14 @@ class TrainState:
     validated: int = 0
     window: Mapping[str, float] = field(default_factory=dict)
     window_steps: int = 0
+    batches: int = 0
+    carry: Any = None
+
+
+class SavedCarry(NamedTuple):
+    """The leaves of a carry. Its structure is known once the strategy has run."""
+
+    leaves: list[Any]
 
 
 def to_checkpoint(state: TrainState, *, config: Mapping[str, Any], num_records: int, wall_time: float) -> Checkpoint:
@@ -69,8 +81,10 @@ def to_checkpoint(state: TrainState, *, config: Mapping[str, Any], num_records: 
             "window_steps": state.window_steps,
             "num_records": num_records,
             "wall_time": wall_time,
+            "batches": state.batches,
         },
         config=config,
+        carry=None if state.carry is None else _leaves(state.carry),
     )
 
 
@@ -81,6 +95,8 @@ def check_loop(loop: Mapping[str, Any], *, path: Path) -> None:
         UsageError: naming the entry.
     """
     for name, fits in _LOOP.items():
+        if name == "batches" and name not in loop:
+            continue  # of a run from before strategies that take several meta steps for a batch
         if name not in loop or not fits(loop[name]):
             got = repr(loop[name]) if name in loop else "nothing"
             raise UsageError(
@@ -116,9 +132,15 @@ def from_checkpoint(checkpoint: Checkpoint, start: TrainState, *, path: Path) ->
             validated=loop["validated"],
             window=loop["window"],
             window_steps=loop["window_steps"],
+            batches=loop.get("batches", checkpoint.step),
+            carry=None if checkpoint.carry is None else SavedCarry(checkpoint.carry),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"the run can not go on from {path}: {error}. Start a new run.") from None
+
+
+def _leaves(carry: Any) -> list[Any]:
+    return carry.leaves if isinstance(carry, SavedCarry) else tree.flatten(carry)[0]
 
 
 def _is_number(value: Any) -> bool:
@@ -150,4 +172,5 @@ _LOOP: dict[str, Callable[[Any], bool]] = {
     "window_steps": _is_count,
     "num_records": _is_count,
     "wall_time": _is_number,
+    "batches": _is_count,
 }

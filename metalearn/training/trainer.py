@@ -1,6 +1,7 @@
 """Meta-training as a fold: a meta step maps a `TrainState` to the next one, and a checkpoint of it is the whole run.
 
-Step s trains on the episodes s * batch_size … (s + 1) * batch_size - 1, so there is no position to save. Validation,
+Batch b has the episodes b * batch_size … (b + 1) * batch_size - 1, and a meta step takes one: b is a number to save,
+for strategies that take several meta steps for one batch, and no position in a stream. Validation,
 records and checkpoints are due at fixed steps. So an interrupted and resumed run does what an uninterrupted one does,
 in the same order, and ends with the same bits.
 """
@@ -13,7 +14,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from metalearn.errors import PluginError
+from metalearn.training.chaos import Watch, where_it_explodes
 from metalearn.training.checkpoint import load_checkpoint, save_checkpoint
+from metalearn.training.chosen import with_chosen_strategy
 from metalearn.training.data_identity import check_data, write_data
 from metalearn.training.experiment import Experiment
 from metalearn.training.interrupts import Interrupted, StopFlag, StopRequested, stop_flag
@@ -75,12 +78,13 @@ def train(
                 write_task_card(experiment.source, folder)
                 if not was_known:
                     write_data(experiment, folder)
+                run.laboratory = with_chosen_strategy(laboratory, folder, state, run.progress)
                 if not resume:
                     # Only now is there a run in the folder: a logger that did not start leaves it free for the next.
                     run.save(state)
                 _fold(run, state)
                 results = report(
-                    laboratory, folder, log=run.log, progress=run.progress, wall_time=run.wall_time, stop=stop
+                    run.laboratory, folder, log=run.log, progress=run.progress, wall_time=run.wall_time, stop=stop
                 )
             except StopRequested:
                 raise Interrupted(folder, step=run.saved_step, resume_command=resume_command) from None
@@ -108,6 +112,8 @@ class _Run:
     saved_step: int
     on_validation: Callable[[int, Mapping[str, float]], None] | None = None
     started: float = field(default_factory=time.monotonic)
+    watch: Watch = field(default_factory=Watch)
+    remarked: bool = False
 
     def log(self, step: int, metrics: Mapping[str, float], *, split: str) -> None:
         """Writes one record to metrics.jsonl and tells the loggers."""
@@ -179,7 +185,11 @@ def _fold(run: _Run, state: TrainState) -> TrainState:
                 raise StopRequested
             try:
                 state = _logged(run, step(state), phase)
-            except (Diverged, PluginError):  # both before the outer optimizer touched anything
+            except Diverged as error:  # before the outer optimizer touched anything
+                run.save(state)
+                where = where_it_explodes(run.laboratory, state)
+                raise (error if where is None else Diverged(f"{error}\nLooked into: {where}.")) from None
+            except PluginError:  # likewise
                 run.save(state)
                 raise
 
@@ -191,7 +201,23 @@ def _logged(run: _Run, state: TrainState, phase: Phase) -> TrainState:
     if not _is_due(state.step, settings.log_every, settings.num_steps):
         return state
     run.log(state.step, means, split="train")
-    return replace(state, window={}, window_steps=0)
+    state = replace(state, window={}, window_steps=0)
+    _tell_of_gradient(run, state, means)
+    return state
+
+
+def _tell_of_gradient(run: _Run, state: TrainState, means: Mapping[str, float]) -> None:
+    """Says what the strategy finds wrong with its gradients, once, and where they explode, each time they do."""
+    remark = getattr(run.laboratory.experiment.strategy, "remark", lambda metrics: None)(means)
+    if remark is not None and not run.remarked:
+        run.progress.message(f"step {state.step}: {remark}")
+    run.remarked = remark is not None
+    if run.watch.jumped(means["grad_norm"]):
+        where = (
+            where_it_explodes(run.laboratory, state)
+            or "no single inner step stands out: lower meta.lr, or set meta.clip"
+        )
+        run.progress.message(f"step {state.step}: the meta-gradient's norm jumped to {means['grad_norm']:.3g}: {where}")
 
 
 def _validated(run: _Run, state: TrainState) -> tuple[TrainState, dict[str, float]]:

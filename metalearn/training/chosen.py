@@ -1,0 +1,71 @@
+"""The strategy that `metagrad=auto` stands for in a run: chosen once, kept in the run directory."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from metalearn import metagrad, tree
+from metalearn.errors import UsageError
+from metalearn.files import write_atomically
+from metalearn.training.experiment import Experiment
+from metalearn.training.guard import blamed
+from metalearn.training.laboratory import Laboratory
+from metalearn.training.progress import Progress
+from metalearn.training.state import TrainState
+
+CHOSEN = "metagrad.json"
+_KINDS = {kind.__name__: kind for kind in (metagrad.Unrolled, metagrad.Stepwise)}
+
+
+def with_chosen_strategy(laboratory: Laboratory, folder: Path, state: TrainState, progress: Progress) -> Laboratory:
+    """The laboratory with the strategy that was chosen in this folder, or is chosen now; as it is where none is to be."""
+    experiment = laboratory.experiment
+    if not isinstance(experiment.strategy, metagrad.Auto):
+        return laboratory
+    if not (folder / CHOSEN).exists():
+        _choose(laboratory, folder, state, progress)
+    return replace(laboratory, experiment=as_chosen(experiment, folder))
+
+
+def as_chosen(experiment: Experiment, folder: Path) -> Experiment:
+    """The experiment with the strategy that was chosen in a run directory, or in the one that a checkpoint lies in.
+
+    Raises:
+        UsageError: what was written there can not be read.
+    """
+    if not isinstance(experiment.strategy, metagrad.Auto):
+        return experiment
+    for place in (folder, *folder.parents[:2]):
+        if (place / CHOSEN).exists():
+            return replace(experiment, strategy=_read(place / CHOSEN))
+    return experiment
+
+
+def _choose(laboratory: Laboratory, folder: Path, state: TrainState, progress: Progress) -> None:
+    experiment = laboratory.experiment
+    settings, execution = experiment.settings, experiment.execution
+    # A loop has no size of chunks: one task is in memory at a time.
+    num_tasks = (execution.chunk_size or settings.batch_size) if hasattr(execution, "chunk_size") else 1
+    episodes = laboratory.source.episodes("train", range(1), seed=settings.seed)
+    episode = tree.map_tensors(lambda leaf: leaf[0], episodes)
+    with blamed():
+        planned = experiment.strategy.plan(
+            laboratory.train_problem(state.buffers), state.meta, episode, num_tasks=min(num_tasks, settings.batch_size)
+        )
+    strategy = planned.recommended
+    for line in str(planned).splitlines():
+        progress.message(f"metagrad=auto: {line}")
+    record = {"strategy": type(strategy).__name__, "arguments": asdict(strategy), "plan": str(planned).splitlines()}
+    write_atomically(folder / CHOSEN, json.dumps(record, indent=1).encode())
+
+
+def _read(path: Path) -> Any:
+    try:
+        record = json.loads(path.read_text())
+        return _KINDS[record["strategy"]](**record["arguments"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{path} can not be read ({error}): it holds the strategy that metagrad=auto chose for this run. Start "
+            "a new run, with metagrad=unrolled or metagrad=stepwise."
+        ) from None

@@ -19,7 +19,7 @@ _KINDS = {kind.__name__: kind for kind in (metagrad.Unrolled, metagrad.Stepwise)
 
 
 def with_chosen_strategy(laboratory: Laboratory, folder: Path, state: TrainState, progress: Progress) -> Laboratory:
-    """The laboratory with the strategy that was chosen in this folder, or is chosen now; as it is where none is to be."""
+    """The laboratory with the strategy that was chosen in this folder, or is chosen now; as it is where none is."""
     experiment = laboratory.experiment
     if not isinstance(experiment.strategy, metagrad.Auto):
         return laboratory

@@ -20,6 +20,7 @@ from metalearn.execution import Vmap
 from metalearn.execution.base import concatenate
 from metalearn.functional import RNG, FunctionalModel
 from metalearn.inner import FreeLossFunction
+from metalearn.state.fit import check_dicts
 from metalearn.types import Batch, Tensors
 
 
@@ -31,6 +32,9 @@ def stack(copies: Sequence[Mapping[str, Tensor]]) -> Tensors:
     """
     if not copies:
         raise UsageError("stack takes a list of at least one dict of tensors, got an empty one.")
+    if isinstance(copies, Mapping):
+        raise UsageError("stack takes a list of dicts of tensors, got one dict: perturb(params, key, …) makes copies.")
+    check_dicts(*copies, what="stack([params, params, …])")
     first = {name: value.shape for name, value in copies[0].items()}
     for index, other in enumerate(copies):
         shapes = {name: value.shape for name, value in other.items()}
@@ -61,14 +65,22 @@ def perturb(
         scale: one for all, or by name; parameters that are not named then stay as they are.
 
     Raises:
-        UsageError: no copy is asked for, or a scale is of no parameter.
+        UsageError: no copy is asked for, a scale is of no parameter, a tensor that takes no noise (integers, say) has
+            one, or the key is none.
     """
-    if num_copies < 1:
-        raise UsageError(f"num_copies is {num_copies}, but must be at least 1.")
+    check_dicts(params, what="perturb(params, key, num_copies)")
+    if not isinstance(num_copies, int) or num_copies < 1:
+        raise UsageError(f"num_copies is {num_copies!r}, but must be an integer, at least 1.")
+    if not isinstance(key, Tensor):
+        raise UsageError(f"key is a {type(key).__name__}, expected a random key: metalearn.random.key(0).")
     scales = scale if isinstance(scale, Mapping) else dict.fromkeys(params, scale)
     for name in scales:
         if name not in params:
             raise UsageError(f"scale has an entry {name!r} that is no parameter. {did_you_mean(name, params)}")
+        if not params[name].is_floating_point():
+            raise UsageError(
+                f"{name!r} is {params[name].dtype}, to which no noise can be added: leave it out of scale."
+            )
     copies = torch.arange(num_copies, device=key.device)
     stacked: Tensors = {}
     for name, value in params.items():
@@ -121,6 +133,8 @@ def evaluate(
         >>> outputs.shape
         torch.Size([100, 3, 1])
     """
+    if not isinstance(model, FunctionalModel):
+        raise UsageError(f"model is a {type(model).__name__}, expected metalearn.functionalize(module).")
     _refuse_derivatives((params, buffers, inputs))
     own = {**model.params, **model.buffers}
     copied = {name: value for name, value in params.items() if _is_stacked(name, value, own)}

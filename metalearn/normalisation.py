@@ -6,7 +6,7 @@ test; which of the two, says the mode of the model. `FunctionalModel.normalising
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -27,6 +27,9 @@ class Model(Protocol):
 
     def seeing(self, rows: Tensor | None) -> "Model":
         """The same for padded inputs, of which these rows are real."""
+
+
+_CHOICES = (None, *get_args(Statistics))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,19 @@ class Normalisation:
     per_step: bool = False
     whose: str = "running statistics"
 
+    def __post_init__(self) -> None:
+        """Refuses a choice that there is not, before a run comes to it.
+
+        Raises:
+            UsageError: what it is, and what was expected.
+        """
+        for data in ("support", "query"):
+            uses = getattr(self, data)
+            if not isinstance(uses, tuple) or len(uses) != 2 or any(use not in _CHOICES for use in uses):
+                raise UsageError(
+                    f"{data}={uses!r}, expected a pair (training, test): each 'set', 'tracked', 'running' or None."
+                )
+
     def at_support(self, model: FunctionalModel, step: int) -> Model:
         """The model of the support pass at inner step `step`, from 0."""
         return self._at(model, self.support, step)
@@ -71,7 +87,7 @@ class Normalisation:
         if not norms.statistics and not norms.untracked:
             raise UsageError(
                 f"normalisation={self.name!r} is about batch norm, and {kind} has none. Leave it at 'module', or give "
-                "the model one (model=conv4 model.norm=batch_running)."
+                "the model one (of images: model=conv4 model.norm=batch_running)."
             )
         if uses - {None, "set"} and norms.untracked:
             raise UsageError(

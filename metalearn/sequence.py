@@ -39,7 +39,8 @@ def unroll(
         goes on.
 
     Raises:
-        UsageError: a sequence without steps or with tensors of several lengths, or a truncation below 1.
+        UsageError: a sequence without steps or with tensors of several lengths, a truncation that is no number of
+            steps, or outputs that can not be stacked.
 
     Example:
         >>> class Sum(torch.nn.Module):
@@ -55,7 +56,7 @@ def unroll(
         >>> unroll(model, model.params, model.buffers, torch.tensor([1.0, 2.0, 3.0]))[0]
         tensor([1., 3., 6.])
     """
-    if truncation is not None and (isinstance(truncation, bool) or truncation < 1):
+    if truncation is not None and (type(truncation) is not int or truncation < 1):
         raise UsageError(f"truncation is {truncation!r}, but must be a number of steps of at least 1, or None.")
     length = _length(inputs)
     state, outputs = dict(buffers), []
@@ -88,6 +89,12 @@ def _length(inputs: Any) -> int:
 def _stacked(outputs: list[Any]) -> Any:
     """The outputs of all steps, each tensor stacked along time."""
     flat = [tree.flatten(output) for output in outputs]
+    for step, (_, structure) in enumerate(flat):
+        if structure != flat[0][1]:
+            raise UsageError(
+                f"the output of step {step} is built otherwise than that of step 0 (another nest of tensors), so that "
+                "they can not be stacked: return the same at every step."
+            )
     columns = zip(*(leaves for leaves, _ in flat), strict=True)
     try:
         leaves = [torch.stack(column) if isinstance(column[0], Tensor) else column[0] for column in columns]

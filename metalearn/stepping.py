@@ -89,7 +89,12 @@ def _by_transform(loss_fn: FreeLossFunction, params: Tensors, buffers: Tensors, 
 
 
 def start(params: Tensors, buffers: Tensors, optimizer: GradientTransformation) -> InnerState:
-    """The state that a loop of `step` begins with: `params`, `buffers` and the optimizer's first `opt_state`."""
+    """The state that a loop of `step` begins with: `params`, `buffers` and the optimizer's first `opt_state`.
+
+    Raises:
+        UsageError: the optimizer is none of `metalearn.optim`.
+    """
+    _check_optimizer(optimizer)
     return InnerState(dict(params), dict(buffers), optimizer.init(params))
 
 
@@ -117,7 +122,8 @@ def step(
         The next state, and a `TraceStep` with the parameters before, their gradient, the updates, loss and metrics.
 
     Raises:
-        UsageError: a parameter's name is among the buffers, or the loss is not a scalar.
+        UsageError: a parameter's name is among the buffers, the loss is not a scalar, the optimizer is none of
+            `metalearn.optim`, or the state is not that of `start`.
 
     Example:
         >>> from metalearn.optim import sgd
@@ -127,6 +133,9 @@ def step(
         >>> state.params["w"], seen.loss, seen.grads["w"]
         (tensor([0.5000]), tensor(1.), tensor([-2.]))
     """
+    _check_optimizer(optimizer)
+    if not isinstance(state, InnerState):
+        raise UsageError(f"state is a {type(state).__name__}, expected metalearn.start(params, buffers, optimizer).")
     if history or _is_transformed():
         return inner_step(with_aux(loss_fn), optimizer, state, batch)
     refuse_shadowed(state.params, state.buffers)
@@ -137,6 +146,14 @@ def step(
     return InnerState(params, aux.buffers, opt_state), TraceStep(state.params, grads, updates, loss, aux.metrics)
 
 
+def _check_optimizer(optimizer: Any) -> None:
+    if not isinstance(optimizer, GradientTransformation):
+        raise UsageError(
+            f"optimizer is a {type(optimizer).__name__}, expected a GradientTransformation such as "
+            "metalearn.optim.sgd(0.1); those of torch.optim keep their state to themselves."
+        )
+
+
 def _is_transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
@@ -145,6 +162,8 @@ def _loss_in(value: Any) -> Tensor:
     loss = value[0] if isinstance(value, tuple) and value else value
     if not isinstance(loss, Tensor):
         raise UsageError(f"loss_fn returned {type(value).__name__}: expected loss, (loss, buffers) or (loss, Aux).")
+    if not loss.is_floating_point():
+        raise UsageError(f"the loss is {loss.dtype}, which has no gradient of its own: it must be real floating-point.")
     if loss.dim() != 0:
         raise UsageError(f"the loss is of shape {list(loss.shape)}, but must be a scalar tensor: take its mean or sum.")
     return loss

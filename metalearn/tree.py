@@ -34,6 +34,21 @@ def tensors(nest: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(nest) if isinstance(leaf, Tensor)]
 
 
+def opened(nest: T) -> tuple[list[Tensor], Callable[[Iterable[Tensor]], T]]:
+    """The tensors of a nest, and the function from others to the same nest with those in their places.
+
+    For transforms of torch.func, which let tensors through alone.
+    """
+    leaves, structure = flatten(nest)
+
+    def closed(tensors: Iterable[Tensor]) -> T:
+        given = iter(tensors)
+        filled: T = unflatten([next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves], structure)
+        return filled
+
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)], closed
+
+
 def detach(nest: T) -> T:
     """`nest` with every tensor cut from its history."""
     return map_tensors(Tensor.detach, nest)

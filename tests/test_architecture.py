@@ -29,7 +29,7 @@ BELOW: dict[str, set[str]] = {
     "stepping": {"inner", "optim", "diagnosis"},
     "metagrad": {"inner", "problem", "optim", "captured", "diagnosis"},
     "execution": {"metagrad", "inner", "problem", "functional", "captured"},
-    "ensembles": {"execution", "functional", "inner", "stepping"},
+    "ensembles": {"execution", "functional", "inner", "state", "stepping"},
     "algorithms": {"metagrad", "inner", "problem", "optim", "functional", "normalisation", "state"},
     "training": {
         "execution", "algorithms", "tasks", "metagrad", "problem", "inner", "functional", "state", "normalisation",

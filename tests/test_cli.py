@@ -70,6 +70,8 @@ MISTAKES = [
     (["inner={num_steps: 3, lrr: 2}"], "Did you mean 'lr'?"),
     (["hydra.foo=1"], "'hydra.foo'"),
     (["inner.num_steps"], "Expected key=value"),
+    (["algorithm.adapted=!head.*"], """Put quotes around its value too: 'algorithm.adapted="!head.*"'"""),
+    (["algorithm.adapted=heads.*"], "Did you mean 'head.*'?"),
     (["--foo"], "unrecognized arguments: --foo"),
     (["inner.num_steps=three"], "inner.num_steps=three: expected a whole number, got 'three'."),
     (["meta.num_steps=1.5"], "expected a whole number, got '1.5'."),

@@ -1,5 +1,7 @@
 """torch's errors are told in terms of what the user wrote."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -98,3 +100,32 @@ def test_other_errors_stay_as_they_are() -> None:
         model(model.params, model.buffers, torch.ones(2, 4))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         grad(lambda x: model(model.params, model.buffers, x)[0].sum())(torch.ones(2, 4))
+
+
+@pytest.mark.parametrize(
+    ("what", "line"),
+    [("item", "return x * self.scale.sum().item()"), ("if", "if x.sum() > 0"), ("mask", "return x[x > 0] * 2")],
+)
+def test_the_users_own_line_is_named(what: str, line: str) -> None:
+    model, xs = functionalize(_Does(what)), torch.tensor([[1.0, 2.0, 3.0], [-4.0, 1.0, 1.0]])
+
+    def scaled(x, factor):
+        return model({"scale": model.params["scale"] * factor}, model.buffers, x)[0]
+
+    with pytest.raises(UsageError) as caught:
+        vmap(scaled)(xs, torch.tensor([1.0, 2.0]))
+    lines = Path(__file__).read_text(encoding="utf-8").splitlines()
+    number = next(n for n, text in enumerate(lines, start=1) if line in text)
+    assert f"({__file__}:{number}: " in str(caught.value)
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_labels_of_the_wrong_dtype_are_left_to_torch() -> None:
+    class Loss(nn.Module):
+        def forward(self, x, labels):
+            return nn.functional.nll_loss(x, labels)
+
+    model = functionalize(Loss())
+    with pytest.raises(RuntimeError, match="Long"):
+        model({}, model.buffers, torch.zeros(2, 3), torch.zeros(2))

@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import metalearn
 from metalearn import train
+from tests.zoo.table import ROWS
 
 ROOT = Path(__file__).parents[1]
 MODULES = sorted(module.name for module in pkgutil.walk_packages(metalearn.__path__, "metalearn."))
@@ -84,3 +86,45 @@ def test_the_command_of_the_custom_task_trains(tmp_path: Path, monkeypatch: pyte
     given = [each for each in shlex.split(command.replace("\\\n", ""))[3:] if not each.startswith("meta.num_steps")]
     assert train.main([*given, *shorter]) == 0
     assert json.loads((tmp_path / "run/results.json").read_text())["protocol"]["dataset"] == "pendulum"
+
+
+def test_the_table_has_as_many_modules_as_are_told() -> None:
+    for page in ("CHANGELOG.md", "docs/modules.md"):
+        (told,) = re.findall(r"[Oo]ver (\d+) modules", (ROOT / page).read_text())
+        assert int(told) < len(ROWS), page
+
+
+COLOUR = """
+import torch
+from metalearn.tasks import ClassificationSource
+
+def colour() -> ClassificationSource:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (15, 3, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    classes = dict(zip(("train", "val", "test"), images.split(5)))
+    return ClassificationSource(name="colour", classes=classes, ways=5, shots=1, query_shots=1)
+"""
+
+
+def test_the_command_of_the_pretrained_backbone_trains_its_head_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    write_files("docs/state.md", tmp_path)
+    backbone = importlib.import_module("my_backbone")
+    trained = backbone.models.resnet18(num_classes=7)
+    torch.save({"state_dict": torch.nn.DataParallel(trained).state_dict()}, "pretrained.pt")
+    page = (ROOT / "docs/state.md").read_text()
+    (command,) = re.findall(r"```bash\n(python -m metalearn.train task=cifar_fs .*?)```", page, flags=re.DOTALL)
+    small = ["meta.num_steps=1", "meta.batch_size=1", "eval.num_episodes=2", "eval.val_episodes=0", "inner.num_steps=1"]
+    given = [each for each in shlex.split(command.replace("\\\n", ""))[3:] if not each.startswith("task=")]
+    source = ["task=custom", "task._target_=colour.colour", "logger=none", "hydra.run.dir=run"]
+    groups = [f"{group}=classification" for group in ("inner", "meta", "eval")]
+    (tmp_path / "colour.py").write_text(COLOUR)  # instead of data that would have to be there
+    assert train.main([*source, *groups, *given, *small]) == 0
+    protocol = json.loads((tmp_path / "run/results.json").read_text())["protocol"]
+    assert protocol["num_meta_parameters"] == protocol["num_adapted_parameters"] == 5 * 513
+    assert protocol["normalisation_policy"] == "frozen"
+    kept = metalearn.load("run").model.buffers
+    assert all(torch.equal(kept[name], value) for name, value in trained.named_buffers())

@@ -211,6 +211,18 @@ def _mistakes() -> dict[str, tuple]:
         "nothing to stack": (lambda: ensembles.stack([]), ["at least one"]),
         "other shapes": (lambda: ensembles.stack([{"w": torch.ones(2)}, {"w": torch.ones(3)}]), ["'w'", "copy 1"]),
         "other names": (lambda: ensembles.stack([{"w": torch.ones(2)}, {"v": torch.ones(2)}]), ["'v'", "missing"]),
+        "one dict to stack": (lambda: ensembles.stack(model.params), ["one dict", "perturb(params, key"]),
+        "models to stack": (lambda: ensembles.stack([model, model]), ["got a FunctionalModel"]),
+        "a module": (
+            lambda: ensembles.evaluate(model.module, copies, model.buffers, x[0]), ["metalearn.functionalize(module)"],
+        ),
+        "noise on integers": (
+            lambda: ensembles.perturb({"n": torch.tensor(3)}, random.key(0), 2), ["'n' is torch.int64", "no noise"],
+        ),
+        "a number for a key": (
+            lambda: ensembles.perturb(model.params, 0, 2), ["key is a int", "metalearn.random.key(0)"],
+        ),
+        "half a copy": (lambda: ensembles.perturb(model.params, random.key(0), 2.5), ["num_copies is 2.5"]),
         "no copies": (lambda: ensembles.perturb(model.params, random.key(0), 0), ["num_copies is 0"]),
         "a scale of nothing": (
             lambda: ensembles.perturb(model.params, random.key(0), 2, scale={"0.weigh": 1.0}), ["mean '0.weight'"],

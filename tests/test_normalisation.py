@@ -340,6 +340,15 @@ def test_a_policy_of_ones_own() -> None:
     assert got.aux.buffers == {}
 
 
+@pytest.mark.parametrize("choice", [("tracked",), "set", ("sett", "set"), ["set", "set"], (["set"], "set"), None])
+def test_a_choice_that_there_is_not_is_refused_at_once(choice) -> None:
+    good = ("set", "set")
+    with pytest.raises(UsageError, match=r"^support=.* expected a pair .*: each 'set', 'tracked', 'running' or None"):
+        Normalisation(name="own", support=choice, query=good)
+    with pytest.raises(UsageError, match=r"^query="):
+        Normalisation(name="own", support=good, query=choice)
+
+
 def test_only_norms_change_their_mode() -> None:
     model = functionalize(nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5)).double()).eval()
     x = torch.randn(5, 3, dtype=D, generator=torch.Generator().manual_seed(0))

@@ -107,6 +107,9 @@ def test_dropout_differs_from_step_to_step_and_repeats_from_the_same_state() -> 
         ((torch.ones(2, 2), torch.ones(3, 2)), None, "time axis"),
         (torch.ones(()), None, "time axis"),
         (torch.ones(3, 2), 0, "truncation is 0"),
+        (torch.ones(3, 2), 2.5, "truncation is 2.5"),
+        (torch.ones(3, 2), "3", "truncation is '3'"),
+        (torch.ones(3, 2), True, "truncation is True"),
     ],
 )
 def test_mistakes_are_told(model, inputs, truncation, words: str) -> None:
@@ -127,3 +130,44 @@ def test_outputs_of_several_shapes_are_refused() -> None:
     model = functionalize(Grows())
     with pytest.raises(UsageError, match="different shapes"):
         unroll(model, {}, model.buffers, torch.ones(3))
+
+
+def test_outputs_of_several_structures_are_refused() -> None:
+    class Either(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else (x, x)
+
+    with pytest.raises(UsageError, match="output of step 1 is built otherwise"):
+        unroll(functionalize(Either()), {}, {}, torch.tensor([1.0, -1.0]))
+
+
+@pytest.mark.parametrize("truncation", [None, 1, 2, 3])
+def test_a_parameter_that_forward_assigns_is_unrolled_as_calculus_says(truncation: int | None) -> None:
+    class Fades(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.state, self.decay = nn.Parameter(torch.zeros(1, dtype=D)), nn.Parameter(torch.full((1,), 0.5, dtype=D))
+
+        def forward(self, x):
+            self.state = self.state * self.decay + x
+            return self.state.sin()
+
+    def by_hand(initial, decay, xs):
+        state, total = initial, 0
+        for step, x in enumerate(xs):
+            state = state.detach() if truncation and step and step % truncation == 0 else state
+            state = state * decay + x
+            total = total + (step + 1) * state.sin().sum()
+        return total
+
+    model, xs = functionalize(Fades()), torch.linspace(-1, 2, 7, dtype=D)[:, None]
+    weights = torch.arange(1.0, 8.0, dtype=D)[:, None]
+
+    def ours(initial, decay, xs):
+        outputs, _ = unroll(model, {"state": initial, "decay": decay}, model.buffers, xs, truncation=truncation)
+        return (weights * outputs).sum()
+
+    at = (torch.full((1,), 0.3, dtype=D), torch.full((1,), 0.7, dtype=D), xs)
+    assert_close(grad(ours, (0, 1, 2))(*at), grad(by_hand, (0, 1, 2))(*at), tolerance=1e-13)
+    plain = [x.clone().requires_grad_() for x in at]
+    assert_close(torch.autograd.grad(ours(*plain), plain), grad(by_hand, (0, 1, 2))(*at), tolerance=1e-13)

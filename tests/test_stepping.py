@@ -287,6 +287,23 @@ def test_mistakes_are_named(change, words: list[str], history: bool) -> None:
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize("loss", [lambda p, b, x: p["w"].sum().long(), lambda p, b, x: p["w"].sum() * 1j])
+def test_a_loss_of_integers_or_complex_numbers_is_named(loss) -> None:
+    with pytest.raises(UsageError, match=r"the loss is torch\.(int64|complex64), .* real floating-point"):
+        stepping.value_and_grad(loss)({"w": torch.ones(2)}, {}, None)
+
+
+def test_an_optimizer_of_torch_and_a_state_that_is_none_are_named() -> None:
+    params = {"w": torch.ones(2)}
+    of_torch = torch.optim.SGD(params.values(), 0.1)
+    with pytest.raises(UsageError, match=r"optimizer is a SGD, expected a GradientTransformation such as metalearn"):
+        stepping.start(params, {}, of_torch)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="optimizer is a function"):
+        stepping.step(_simple, optim.sgd, stepping.start(params, {}, optim.sgd(0.1)), torch.ones(2))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"state is a tuple, expected metalearn\.start\(params, buffers, optimizer\)"):
+        stepping.step(_simple, optim.sgd(0.1), (params, {}, None), torch.ones(2))  # type: ignore[arg-type]
+
+
 def test_a_loss_of_the_module_itself_is_named() -> None:
     module = nn.Linear(3, 1)
     model = functionalize(module)

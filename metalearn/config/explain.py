@@ -8,6 +8,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
+from metalearn.config.overrides import unreadable
 from metalearn.errors import did_you_mean
 
 Compose = Callable[[], DictConfig]
@@ -18,7 +19,7 @@ def explain(error: Exception, *, compose: Compose, groups: Iterable[str]) -> str
     """One or two lines for a user, from what Hydra raised while it parsed and composed."""
     cause = error.__cause__
     if isinstance(error, OverrideParseException):
-        return f"{error.override!r} can not be read as an override. Expected key=value, or +key=value for a new key."
+        return unreadable(error.override)
     if isinstance(error, MissingConfigException):
         return _missing(error)
     text = str(error)

@@ -123,14 +123,27 @@ def _opened(text: str) -> str:
     return f"++{name}={value}" if name.startswith(f"{_OPEN}.") else text
 
 
+def unreadable(text: str) -> str:
+    """What is said of an override that Hydra's grammar has no reading for: a value with signs in it needs quotes."""
+    key, _, value = text.partition("=")
+    quoted = f'{key}="{value}"'
+    if key and value and '"' not in value and _parsed(quoted):
+        return f"{text!r} can not be read as an override. Put quotes around its value too: '{quoted}' for a shell."
+    return f"{text!r} can not be read as an override. Expected key=value, or +key=value for a new key."
+
+
 def _read(text: str) -> Override:
-    try:
-        override = OverridesParser.create().parse_override(text)
-    except HydraException:
-        override = None
+    override = _parsed(text)
     if override is None or not override.key_or_group:
-        raise UsageError(f"{text!r} can not be read as an override. Expected key=value, or +key=value for a new key.")
+        raise UsageError(unreadable(text))
     return override
+
+
+def _parsed(text: str) -> Override | None:
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException:
+        return None
 
 
 def _chooses_nothing(override: Override, *, groups: Collection[str]) -> bool:

@@ -18,8 +18,21 @@ def own_forms(cls: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         for (base, name), form in _FORMS.items()
         if isinstance(cls, type) and issubclass(cls, base) and getattr(cls, name) is getattr(base, name)
     }
+    if _is_compiled(cls):
+        own["__call__"] = _call_uncompiled
     bases, attributes = norms.own_forms(cls)
     return bases, {**own, **attributes}
+
+
+def _is_compiled(cls: Any) -> bool:
+    # By name: its module takes long to import, and is there where torch.compile was called.
+    return (cls.__module__, cls.__name__) == ("torch._dynamo.eval_frame", "OptimizedModule")
+
+
+def _call_uncompiled(self: Any, *args: Any, **kwargs: Any) -> Any:
+    # What torch.compile has made of a module runs the user's own, and compiles anew under each transform of torch.func.
+    # metalearn compiles whole steps (execution.compile).
+    return self._orig_mod(*args, **kwargs)
 
 
 def _cross_map_norm(self: Any, input: Tensor) -> Tensor:

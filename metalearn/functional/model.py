@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from metalearn import random, tree
 from metalearn.errors import UsageError, did_you_mean
 from metalearn.functional.norms import STATISTICS, Norms
+from metalearn.functional.ownership import overlapping
 from metalearn.functional.pool import SkeletonPool
 from metalearn.functional.running import Call
 from metalearn.functional.skeleton import places_of
 from metalearn.types import RNG, Statistics, Tensors
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # equal to itself alone: dicts of tensors have no truth value, and no hash
 class FunctionalModel:
     """A module as a pure function, with its initial state.
 
@@ -55,7 +56,7 @@ class FunctionalModel:
         Args:
             params: every parameter of the model by name; one that `buffers` holds may be left out.
             buffers: every buffer by name, `"rng"` where the model draws. A parameter's name here shadows `params`.
-            *args: passed to the module's `forward`.
+            *args: passed to the module's `forward`; lists, dicts and other objects (a cache, say) as copies.
             **kwargs: likewise.
 
         Returns:
@@ -63,10 +64,16 @@ class FunctionalModel:
             parameter that `forward` itself changed.
 
         Raises:
-            UsageError: a name is missing or unknown, a shape is not the module's, or the state is on two devices.
+            UsageError: a name is missing or unknown, an entry is no tensor, its shape or kind of dtype is not the
+                module's, or the state is on two devices.
         """
-        state = {**params, **buffers}
+        try:
+            state = {**params, **buffers}
+        except TypeError as error:
+            raise _not_dicts(params, buffers) from error
         key = state.pop(RNG, None)
+        if key is not None and not (isinstance(key, Tensor) and key.dtype == torch.int64 and not key.dim()):
+            raise _no_key(key)
         self._check(state)
         call = Call(self._skeletons, state, key, self.params.keys(), self._foreign(state), self.rows)
         output, after = call(args, kwargs)
@@ -136,7 +143,8 @@ class FunctionalModel:
 
     def __reduce__(self) -> Any:
         skeletons = self._skeletons
-        return _restored, (self.module, self.params, self.buffers, skeletons.training, skeletons.statistics)
+        modes = (skeletons.own_modes, skeletons.training, skeletons.statistics)
+        return _restored, (self.module, self.params, self.buffers, modes, self.rows)
 
     def _in_mode(self, *, training: bool) -> "FunctionalModel":
         return replace(self, _skeletons=self._skeletons.in_mode(training=training))
@@ -149,9 +157,18 @@ class FunctionalModel:
         expected = self._own_tensors
         if state.keys() != expected.keys():
             _raise_wrong_names(state, expected)
-        device = next(iter(state.values())).device if state else None
+        device = getattr(next(iter(state.values()), None), "device", None)
         for name, value in expected.items():
             given = state[name]
+            if not isinstance(given, Tensor):
+                raise UsageError(
+                    f"{name!r} is a {type(given).__name__}, the model expects a tensor of shape {list(value.shape)}: "
+                    "torch.as_tensor(value) makes one."
+                )
+            if given.dtype != value.dtype and given.is_floating_point() != value.is_floating_point():
+                raise UsageError(
+                    f"{name!r} is {given.dtype}, the model expects {value.dtype}: cast it with .to({value.dtype})."
+                )
             if given.shape != value.shape and not self._may_have_shape(name, given):
                 raise UsageError(
                     f"{name!r} has shape {list(given.shape)}, the model expects {list(value.shape)}. "
@@ -177,8 +194,8 @@ def functionalize(module: nn.Module, *, seed: int = 0) -> FunctionalModel:
         seed: the seed of the initial key in `buffers["rng"]`.
 
     Raises:
-        UsageError: the module has lazy parameters that no call has shaped yet, or a buffer called "rng" of its own, or
-            is compiled by torch.jit.
+        UsageError: the module has lazy parameters that no call has shaped yet, or a buffer called "rng" of its own, is
+            compiled by torch.jit, or has a parameter that shares its memory with another entry.
     """
     if not isinstance(module, nn.Module):
         raise UsageError(f"functionalize takes a torch.nn.Module, got {type(module).__name__}.")
@@ -199,22 +216,58 @@ def functionalize(module: nn.Module, *, seed: int = 0) -> FunctionalModel:
     buffers = {name: value.detach().clone() for name, value in module.named_buffers()}
     device = next(iter((*params.values(), *buffers.values())), torch.empty(0)).device
     own = dict((*module.named_parameters(), *module.named_buffers()))
+    overlaps = overlapping(own)
+    for name in params:
+        if name in overlaps:
+            raise UsageError(
+                f"{name!r} shares its memory with {overlaps[name]!r}, which state held outside can not: one would not "
+                "follow the other. Tie them as one nn.Parameter (`b.weight = a.weight`), or derive one in forward."
+            )
     return FunctionalModel(
         module=module,
         params=params,
         buffers={**buffers, RNG: random.key(seed, device=device)},
-        _skeletons=SkeletonPool(module, places_of(module), None),
+        _skeletons=SkeletonPool(module, places_of(module), None, overlaps=overlaps),
         _own_tensors=own,
         _own_names={id(value): name for name, value in own.items()},
     )
 
 
 def _restored(
-    module: nn.Module, params: Tensors, buffers: Tensors, training: bool | None, statistics: Statistics | None
+    module: nn.Module,
+    params: Tensors,
+    buffers: Tensors,
+    modes: tuple[Mapping[str, bool], bool | None, Statistics | None],
+    rows: Tensor | None,
 ) -> FunctionalModel:
-    model = replace(functionalize(module), params=params, buffers=buffers)
+    own_modes, training, statistics = modes
+    later = {part: part.training for part in module.modules()}
+    try:  # the module's mode may be another one by now than when it was functionalized
+        for name, part in module.named_modules():
+            part.training = own_modes.get(name, part.training)
+        model = functionalize(module)
+    finally:
+        for part, mode in later.items():
+            part.training = mode
+    model = replace(model, params=params, buffers=buffers, rows=rows)
     model = model if training is None else model._in_mode(training=training)
     return model.normalising(statistics)
+
+
+def _no_key(got: Any) -> UsageError:
+    what = f"{got.dtype} of shape {list(got.shape)}" if isinstance(got, Tensor) else type(got).__name__
+    return UsageError(
+        f"buffers[{RNG!r}] is a {what}, but must be one key, an int64 scalar: metalearn.random.key(seed). "
+        "Of several keys, one a task, each task takes one inside vmap."
+    )
+
+
+def _not_dicts(params: Any, buffers: Any) -> UsageError:
+    what, got = ("buffers", buffers) if isinstance(params, Mapping) else ("params", params)
+    return UsageError(
+        f"`{what}` is a {type(got).__name__}, but must be a dict of tensors by name: "
+        "call model(params, buffers, *inputs), for example with model.params and model.buffers."
+    )
 
 
 def _raise_wrong_names(state: Mapping[str, Tensor], expected: Mapping[str, Any]) -> None:

@@ -61,3 +61,37 @@ def vmap_levels(value: Tensor) -> set[int]:
             levels.add(functorch.maybe_get_level(value))
         value = functorch.get_unwrapped(value)
     return levels
+
+
+def overlapping(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """For each tensor that shares memory with another one, the name of that."""
+    ranges: list[tuple[int, int, int, str]] = []
+    for name, value in tensors.items():
+        storage = value.untyped_storage().data_ptr() if value.layout == torch.strided and value.numel() else 0
+        if storage:  # a tensor on "meta" has none
+            first = storage + int(value.storage_offset()) * value.element_size()
+            ranges.append((storage, first, first + _extent(value) * value.element_size(), name))
+    found: dict[str, str] = {}
+    ranges.sort()
+    for position, (storage, _, end, name) in enumerate(ranges):
+        for other_storage, first, _, other in ranges[position + 1 :]:
+            if other_storage != storage or first >= end:
+                break
+            if _share_elements(tensors[name], tensors[other]):
+                found |= {name: other, other: name}
+    return found
+
+
+def _extent(value: Tensor) -> int:
+    """How many elements of its storage a tensor spans, from its first one."""
+    return 1 + sum((int(size) - 1) * int(stride) for size, stride in zip(value.shape, value.stride(), strict=True))
+
+
+def _share_elements(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one storage have elements in common; their spans may interleave."""
+    if a.dtype != b.dtype:
+        return True
+    size = max(each.storage_offset() + _extent(each) for each in (a, b))
+    taken = torch.zeros(size, dtype=torch.bool)
+    taken.as_strided(a.shape, a.stride(), a.storage_offset()).fill_(True)
+    return bool(taken.as_strided(b.shape, b.stride(), b.storage_offset()).any())

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from torch import nn
 
@@ -22,12 +23,16 @@ class Writes:
         names: state that forward changes in place, and `INPUTS`.
         shared: whether forward writes tasks' values into tensors that it makes itself, or into parameters: under vmap
             these then need a task axis from the start.
+        apart: whether parameters need one too: forward writes into what it makes of them.
+        differentiates: whether forward takes derivatives itself.
         reshaped: state that forward gives other shapes.
     """
 
     known: bool = False
     names: set[str] = field(default_factory=set)
     shared: bool = False
+    apart: bool = False
+    differentiates: bool = False
     reshaped: set[str] = field(default_factory=set)
 
     def may_write(self, name: str) -> bool:
@@ -49,9 +54,11 @@ class SkeletonPool:
         training: bool | None,
         *,
         statistics: Statistics | None = None,
+        overlaps: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.training = training
         self.statistics = statistics
+        self.overlaps = overlaps
         self.writes = Writes()
         self._template = Skeleton(module, names, training=training, statistics=statistics)
         self._free: list[Skeleton] = []
@@ -59,10 +66,22 @@ class SkeletonPool:
         self.held = self.norms.statistics if statistics in ("set", "running") else ()
         self.root_trains = bool(self._template.root.training)
         self._by_statistics: dict[Statistics | None, SkeletonPool] = {statistics: self}
+        self._by_mode: dict[bool, SkeletonPool] = {}  # so that model.eval() in a loop learns once what forward writes
+
+    @property
+    def own_modes(self) -> dict[str, bool]:
+        """Whether each part of the module was in training mode when it was functionalized."""
+        root = self._by_statistics[None]._template.root
+        return {name: bool(part.training) for name, part in root.named_modules()}
 
     def in_mode(self, *, training: bool) -> "SkeletonPool":
         """A pool for the same module in training or in evaluation mode."""
-        return self._by_statistics[None]._like(training, None).normalising(self.statistics)
+        base = self._by_statistics[None]
+        if training not in base._by_mode:
+            pool = base._like(training, None)
+            pool._by_mode = base._by_mode
+            base._by_mode[training] = pool
+        return base._by_mode[training].normalising(self.statistics)
 
     def normalising(self, statistics: Statistics | None) -> "SkeletonPool":
         """A pool for the same module in the same mode, with other statistics in its norms; None: as the mode says."""
@@ -74,7 +93,9 @@ class SkeletonPool:
         return self._by_statistics[statistics]
 
     def _like(self, training: bool | None, statistics: Statistics | None) -> "SkeletonPool":
-        pool = SkeletonPool(self._template.root, self._template.names, training, statistics=statistics)
+        pool = SkeletonPool(
+            self._template.root, self._template.names, training, statistics=statistics, overlaps=self.overlaps
+        )
         pool.writes.reshaped = self.writes.reshaped  # what the other mode returns may come in here
         return pool
 

@@ -5,46 +5,29 @@ and whatever else forward changed is undone: a call leaves nothing behind, and t
 """
 
 from collections.abc import Mapping
-from copy import copy
-from dataclasses import dataclass
-from types import MethodType
+from types import MappingProxyType
 from typing import Any
+from weakref import ref
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from metalearn.errors import UsageError
+from metalearn.functional.attributes import Attributes, Copies, attributes_of, tensors_in, translation
 from metalearn.functional.classes import skeleton_class
 from metalearn.functional.norms import put_norms
 from metalearn.types import Statistics, Tensors
 
-BOOKKEEPING = frozenset(nn.Module().__dict__) - {"training"}
-"""What torch keeps in every module: tensors, submodules, hooks."""
-
-_MUTABLE = (list, set, dict)
-
-
-@dataclass(frozen=True)
-class Attributes:
-    """The attributes of one object of a skeleton other than torch's bookkeeping, as they are before every call."""
-
-    current: dict[str, Any]
-    fixed: Mapping[str, Any]
-    mutable: Mapping[str, Any]
-    count: int
-
-    def restore(self) -> None:
-        """Undoes what a call has changed."""
-        if len(self.current) != self.count:
-            for name in [*self.current]:
-                if name not in self.fixed and name not in self.mutable and name not in BOOKKEEPING:
-                    del self.current[name]
-        self.current.update(self.fixed)
-        for name, value in self.mutable.items():
-            self.current[name] = copy(value)
-
 
 class Skeleton:
-    """The module's structure without its tensors, and where each tensor goes: a name may have several places (ties)."""
+    """The module's structure without its tensors, and where each tensor goes: a name may have several places (ties).
+
+    Attributes:
+        root: the object whose forward is the module's.
+        names: the name of the tensor at each place: `(id of the object, attribute) -> name`.
+        places: likewise, as the dicts that hold them.
+        loose: the module's tensors in plain attributes, which are no state, by a name for messages.
+    """
 
     def __init__(
         self,
@@ -61,8 +44,25 @@ class Skeleton:
         self.root = self._shadow(module, names)
         if statistics is not None:
             put_norms(self.root, self.names, statistics)
-        self._initial = [self._initial_attributes(shadow) for shadow in self._shadows.values()]
+        translated = translation(self._shadows)
+        self._attributes = [attributes_of(shadow, translated) for shadow in self._shadows.values()]
+        for shadow in self._shadows.values():
+            for slot in _slots_of(shadow):
+                object.__setattr__(shadow, slot, translated(getattr(shadow, slot)))
         self._entries = [_entries(shadow) for shadow in self._shadows.values()]
+        self._children = [
+            (shadow._modules, {**shadow._modules}) for shadow in self._shadows.values() if shadow._modules
+        ]
+        taken = {(id(kind), attribute) for kind, attribute, _ in self.places}
+        self._absent = [
+            (kind, attribute)
+            for shadow in self._shadows.values()
+            for kind in (shadow._parameters, shadow._buffers)
+            for attribute in kind
+            if (id(kind), attribute) not in taken
+        ]
+        self.loose = self._loose_tensors()
+        self._num_hooks = RemovableHandle.next_id
         self.clear()
 
     def _shadow(self, module: nn.Module, names: Mapping[tuple[int, str], str]) -> nn.Module:
@@ -77,7 +77,8 @@ class Skeleton:
                 if name not in ("_parameters", "_buffers", "_modules")
             }
         )
-        for slot in (slot for base in type(module).__mro__ for slot in _slots_of(base) if hasattr(module, slot)):
+        shadow.__dict__.pop("_compiled_call_impl", None)  # module.compile(): it would call the user's own
+        for slot in _slots_of(module):
             object.__setattr__(shadow, slot, getattr(module, slot))
         shadow.__dict__.update({"_parameters": {}, "_buffers": {}, "_modules": {}})
         if self._training is not None:
@@ -92,41 +93,46 @@ class Skeleton:
             shadow._modules[name] = None if child is None else self._shadow(child, names)
         return shadow
 
-    def _initial_attributes(self, shadow: nn.Module) -> Attributes:
-        own = {name: self._translated(value) for name, value in shadow.__dict__.items() if name not in BOOKKEEPING}
-        if isinstance(shadow, nn.RNNBase):
-            own["_flat_weights"] = []
-        return Attributes(
-            current=shadow.__dict__,
-            fixed={name: value for name, value in own.items() if type(value) not in _MUTABLE},
-            mutable={name: value for name, value in own.items() if type(value) in _MUTABLE},
-            count=len(shadow.__dict__),
-        )
+    def _loose_tensors(self) -> Tensors:
+        prefixes = {id(part): f"{name}." if name else "" for name, part in self.root.named_modules()}
+        found: dict[int, Tensor] = {}
+        named: Tensors = {}
+        for shadow, attributes in self.attributes():
+            for name, held in attributes.deep.items():
+                for value in tensors_in(held):
+                    if id(value) not in found:
+                        several = f" ({len(named)})" if type(held) is not type(value) else ""
+                        named[f"the attribute {prefixes[id(shadow)]}{name}{several}"] = found[id(value)] = value
+        return named
 
-    def _translated(self, value: Any) -> Any:
-        if isinstance(value, nn.Module):
-            return self._shadows.get(id(value), value)
-        if isinstance(value, MethodType) and id(value.__self__) in self._shadows:
-            return MethodType(value.__func__, self._shadows[id(value.__self__)])
-        if type(value) in (list, tuple, set):
-            return type(value)(self._translated(entry) for entry in value)
-        if type(value) is dict:
-            return {key: self._translated(entry) for key, entry in value.items()}
-        return value
-
-    def fill(self, state: Mapping[str, Tensor]) -> None:
-        """Puts the state in its places."""
+    def fill(self, state: Mapping[str, Tensor], loose: Mapping[str, Tensor] = MappingProxyType({})) -> None:
+        """Puts the state in its places, and copies in the place of loose tensors."""
+        if loose:
+            self._restore({id(self.loose[name]): value for name, value in loose.items()})
         for kind, attribute, name in self.places:
             kind[attribute] = state[name]
         for shadow in self._shadows.values():
             if isinstance(shadow, nn.RNNBase):  # it keeps a list of its weights, flattened for the fused kernels
-                shadow.__dict__["_flat_weights"] = [shadow._parameters.get(name) for name in shadow._flat_weights_names]
+                weights = [shadow._parameters.get(name) for name in shadow._flat_weights_names]
+                shadow.__dict__["_flat_weights"] = weights
+                # It compares its weights with these, and looks each up once more where one is another: a parametrized
+                # weight would be computed more often than in the module itself.
+                shadow.__dict__["_flat_weight_refs"] = [
+                    own if weight is None else ref(weight)
+                    for weight, own in zip(weights, shadow._flat_weight_refs, strict=True)
+                ]
 
     def read(self, before: Mapping[str, Tensor]) -> Tensors:
         """The state after a call that began with `before`."""
         for shadow, entries in zip(self._shadows.values(), self._entries, strict=True):
             if entries != _entries(shadow):
                 raise _other_entries(shadow, entries)
+        for kind, attribute in self._absent:
+            if kind[attribute] is not None:
+                raise UsageError(
+                    f"forward gives {attribute!r}, which was registered as None, a value: state held outside is there "
+                    "from the start. Register a tensor, or call the module once before functionalizing it."
+                )
         after: Tensors = {}
         for kind, attribute, name in self.places:
             value = kind[attribute]
@@ -139,14 +145,25 @@ class Skeleton:
 
     def attributes(self) -> list[tuple[nn.Module, Attributes]]:
         """Every object of the skeleton with its attributes."""
-        return list(zip(self._shadows.values(), self._initial, strict=True))
+        return list(zip(self._shadows.values(), self._attributes, strict=True))
 
     def clear(self) -> None:
         """Lets go of all tensors, and undoes what forward did to other attributes: a call leaves nothing behind."""
         for kind, attribute, _ in self.places:
             kind[attribute] = None
-        for attributes in self._initial:
-            attributes.restore()
+        for modules, before in self._children:
+            if modules != before:
+                modules.clear()
+                modules.update(before)
+        self._restore({})
+        if self._num_hooks != RemovableHandle.next_id:  # somebody has registered hooks since: perhaps forward
+            self._num_hooks = RemovableHandle.next_id
+            for attributes in self._attributes:
+                attributes.restore_hooks()
+
+    def _restore(self, copies: Copies) -> None:
+        for attributes in self._attributes:
+            attributes.restore(copies)
 
 
 def _entries(shadow: nn.Module) -> list[str]:
@@ -173,8 +190,8 @@ def places_of(module: nn.Module) -> dict[tuple[int, str], str]:
     }
 
 
-def _slots_of(cls: type) -> tuple[str, ...]:
-    slots = cls.__dict__.get("__slots__", ())
-    return tuple(
-        slot for slot in ((slots,) if isinstance(slots, str) else slots) if slot not in ("__dict__", "__weakref__")
-    )
+def _slots_of(module: nn.Module) -> list[str]:
+    """The names of the slots of its classes that are filled."""
+    slots = [cls.__dict__.get("__slots__", ()) for cls in type(module).__mro__]
+    names = [name for each in slots for name in ((each,) if isinstance(each, str) else each)]
+    return [name for name in names if name not in ("__dict__", "__weakref__") and hasattr(module, name)]

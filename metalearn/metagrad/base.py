@@ -67,9 +67,17 @@ def constants(meta: Tensors, episode: Episode) -> tuple[Tensors, Episode]:
     """`meta` and the episode cut from their history, for the start of a strategy.
 
     Raises:
-        UsageError: an entry of `meta` is the result of a computation that is being differentiated.
+        UsageError: an entry of `meta` is the result of a computation that is being differentiated, or has no
+            derivatives; or there is none.
     """
+    if not meta:
+        raise UsageError("meta is empty: there is nothing to take a gradient of. Use metalearn.inner.outer_value.")
     for name, value in meta.items():
+        if not (value.is_floating_point() or value.is_complex()):
+            raise UsageError(
+                f"meta[{name!r}] is {value.dtype}, which has no derivatives: make it floating-point, or let the "
+                "problem's functions hold it as a constant."
+            )
         if value.grad_fn is not None or torch._C._functorch.is_gradtrackingtensor(value):
             raise UsageError(
                 f"meta[{name!r}] is the result of a computation that is being differentiated, but a strategy's results "
@@ -78,10 +86,29 @@ def constants(meta: Tensors, episode: Episode) -> tuple[Tensors, Episode]:
     return tree.detach(meta), tree.detach(episode)
 
 
+def refuse_complex(strategy: Strategy, meta: Tensors) -> None:
+    """Raises UsageError for complex entries of `meta` where a strategy moves along real directions alone."""
+    for name, value in meta.items():
+        if value.is_complex():
+            raise UsageError(
+                f"{type(strategy).__name__} can not take the gradient of the complex meta[{name!r}]: hold it as "
+                "torch.view_as_real(…) and make it complex in Problem.init, or take Unrolled or Stepwise."
+            )
+
+
 def refuse_carry(strategy: Strategy, carry: Any) -> None:
     """Raises UsageError for a carry that a strategy would ignore."""
     if carry is not None:
         raise UsageError(f"{type(strategy).__name__} starts every episode anew: pass carry=None.")
+
+
+def refuse_ended(problem: Problem, step: int) -> None:
+    """Raises UsageError for a carry of windows that has no inner step left to do."""
+    if step >= problem.num_inner_steps > 0:
+        raise UsageError(
+            f"the carry has had {step} inner steps, and the episode has {problem.num_inner_steps}: it is at its end. "
+            "Begin the next with carry=None."
+        )
 
 
 def refuse_weights(strategy: Strategy, problem: Problem, why: str) -> None:

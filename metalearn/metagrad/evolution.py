@@ -11,7 +11,15 @@ from metalearn import random, tree
 from metalearn.captured import refuse_captured
 from metalearn.errors import UsageError
 from metalearn.inner import InnerState, objective_of, outer_value, problem_step, start
-from metalearn.metagrad.base import MetaGradient, Outcome, Strategy, constants, refuse_carry
+from metalearn.metagrad.base import (
+    MetaGradient,
+    Outcome,
+    Strategy,
+    constants,
+    refuse_carry,
+    refuse_complex,
+    refuse_ended,
+)
 from metalearn.problem import Episode, Problem
 from metalearn.types import Aux, Tensors
 
@@ -49,6 +57,7 @@ class EvolutionStrategies(Strategy):
         def run(meta: Tensors, episode: Episode, carry: Any = None) -> Outcome:
             refuse_carry(self, carry)
             meta, episode = constants(meta, episode)
+            refuse_complex(self, meta)
             value, aux = outer_value(problem, meta, episode)
             refuse_captured(value)
 
@@ -117,7 +126,9 @@ class PersistentEvolutionStrategies(Strategy):
 
         def run(meta: Tensors, episode: Episode, carry: Particles | None = None) -> Outcome:
             meta, episode = constants(meta, episode)
+            refuse_complex(self, meta)
             first = 0 if carry is None else carry.step
+            refuse_ended(problem, first)
             last = min(first + self.num_steps, problem.num_inner_steps)
 
             def window(meta: Tensors, state: InnerState | None) -> tuple[Tensor, Aux, InnerState]:
@@ -151,8 +162,9 @@ class PersistentEvolutionStrategies(Strategy):
 def _window(
     problem: Problem, meta: Tensors, episode: Episode, state: InnerState | None, first: int, last: int
 ) -> tuple[Tensor, Aux, InnerState]:
-    state = start(problem, meta, episode) if state is None else state
-    states = [(first, state)]
+    # The window before has judged a state that is given.
+    states = [] if state is not None else [(first, start(problem, meta, episode))]
+    state = states[0][1] if state is None else state
     for step in range(first, last):
         state = problem_step(problem, meta, episode, state, step)
         states.append((step + 1, state))
@@ -175,7 +187,8 @@ def _noise(meta: Tensors, episode: Episode, seed: int, step: int, num_pairs: int
         )
     first = next(iter(meta.values()))
     key = random.fold_in(random.fold_in(random.fold_in(random.key(seed, device=first.device), key), step), 0x5E5)
-    return random.normal(key, (num_pairs, sum(value.numel() for value in meta.values())), dtype=first.dtype)
+    dtype = torch.promote_types(first.dtype, torch.float32)  # in fewer bits a draw of 1 - 2**-24 is 1: infinite noise
+    return random.normal(key, (num_pairs, sum(value.numel() for value in meta.values())), dtype=dtype)
 
 
 def _weighted(noise: Tensor, differences: Tensor, sigma: float, meta: Tensors) -> tuple[Tensors, Tensor]:
@@ -184,7 +197,8 @@ def _weighted(noise: Tensor, differences: Tensor, sigma: float, meta: Tensors) -
     mean = each.mean(0)
     num_pairs = len(each)
     variance = (each - mean).square().sum() / max(num_pairs - 1, 1)
-    return tree.from_vector(mean, meta), (variance / num_pairs).sqrt()
+    grads = {name: part.to(meta[name].dtype) for name, part in tree.from_vector(mean, meta).items()}
+    return grads, (variance / num_pairs).sqrt()
 
 
 def _over_pairs(function: Callable[[Any], Any], nest: Any, chunk_size: int | None) -> Any:

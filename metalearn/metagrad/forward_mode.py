@@ -12,7 +12,7 @@ from metalearn.captured import refuse_captured
 from metalearn.diagnosis import explained
 from metalearn.errors import UsageError
 from metalearn.inner import outer_value
-from metalearn.metagrad.base import MetaGradient, Outcome, Strategy, constants, refuse_carry
+from metalearn.metagrad.base import MetaGradient, Outcome, Strategy, constants, refuse_carry, refuse_complex
 from metalearn.metagrad.forward import pushforward
 from metalearn.problem import Episode, Problem
 from metalearn.types import Aux, Tensors
@@ -43,6 +43,7 @@ class ForwardMode(Strategy):
         def run(meta: Tensors, episode: Episode, carry: Any = None) -> Outcome:
             refuse_carry(self, carry)
             meta, episode = constants(meta, episode)
+            refuse_complex(self, meta)
 
             def along(direction: Tensor) -> tuple[Tensor, Tensor, Aux]:
                 given = tree.from_vector(direction, meta)
@@ -59,7 +60,8 @@ class ForwardMode(Strategy):
                     slopes.append(slope)
             value, aux = tree.map_tensors(lambda leaf: leaf[0], (values, auxes))
             refuse_captured(value)
-            grads = tree.from_vector(torch.cat(slopes), meta)
+            parts = tree.from_vector(torch.cat(slopes), meta)
+            grads = {name: part.to(meta[name].dtype) for name, part in parts.items()}
             return Outcome(*tree.detach((value, grads, aux)), carry=None)
 
         return run

@@ -110,6 +110,8 @@ class Pieces:
 
     def pull_start(self, point: Point, cotangent: Sequence[Tensor]) -> Tensors:
         """The cotangent of `meta` for one of the starting point."""
+        if not point.places:
+            return _zeros(self.meta)
         with explained(self.meta):
             _, pull = pullback(lambda meta: _at(start(self.problem, meta, self.episode), point.places), self.meta)
             pulled: tuple[Tensors] = pull(list(cotangent), retain_graph=False)
@@ -119,6 +121,8 @@ class Pieces:
         self, point: Point, step: int, after: Point, cotangent: Sequence[Tensor], mode: Mode = "reverse"
     ) -> tuple[Tensors, list[Tensor]]:
         """The cotangents of `meta` and of a point, for one of the point `after` it by step number `step`."""
+        if not after.places:
+            return _zeros((self.meta, point.split()[0]))
         pull = self._pull_reverse if mode == "reverse" else self._pull_forward
         with explained(self.meta):
             return tree.detach(pull(point, step, after, cotangent))
@@ -143,15 +147,13 @@ class Pieces:
 
         def watched(meta: Tensors, leaves: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
             state = _given_all(function(meta, leaves))
-            flat, found["structure"] = tree.flatten(state)
             found["places"] = _places(state)
-            found["rest"] = [None if isinstance(leaf, Tensor) else leaf for leaf in flat]
-            return next(iter(meta.values())), tree.tensors(flat)
+            tensors, found["closed"] = tree.opened(state)
+            return next(iter(meta.values())), tensors
 
         with explained(self.meta):
-            tensors = iter(vjp(watched, self.meta, leaves, has_aux=True)[2])  # type: ignore[misc]
-        flat = [leaf if leaf is not None else next(tensors).detach() for leaf in found["rest"]]
-        return Point(tree.unflatten(flat, found["structure"]), found["places"])
+            tensors = vjp(watched, self.meta, leaves, has_aux=True)[2]  # type: ignore[misc]
+        return Point(found["closed"](tree.detach(tensors)), found["places"])
 
     def _pull_reverse(
         self, point: Point, step: int, after: Point, cotangent: Sequence[Tensor]
@@ -187,7 +189,7 @@ class Pieces:
                 if not places:
                     return value
                 new = _at(aux.buffers, places)
-                return value + along * sum((bar * each).sum() for bar, each in zip(buffers_bar, new, strict=True))
+                return value + along * sum(_inner_product(*pair) for pair in zip(buffers_bar, new, strict=True))
 
             found: tuple[Tensors, list[Tensor]]
             found = grad(loss, argnums=(0, 1))(self.meta, [*params, *leaves[num_params:]])
@@ -199,7 +201,7 @@ class Pieces:
             new = InnerState(params, after.state.buffers, opt_state)
             return _given_all(_at(new, after.places[:first] + after.places[first + second :]))
 
-        params, zero = leaves[:num_params], leaves[0].new_zeros(())
+        params, zero = leaves[:num_params], (buffers_bar or bars)[0].real.new_zeros(())
         _, pull = pullback(updated, self.meta, gradient(params, zero)[1][:num_params], leaves)
         meta_bar, grads_bar, leaves_bar = pull(bars[:first] + bars[first + second :], retain_graph=False)
         by_meta, by_leaves = pushforward(gradient, (params, zero), (grads_bar, torch.ones_like(zero)))[1]
@@ -210,6 +212,14 @@ def added(left: Any, right: Any) -> Any:
     """The sum of two nests of tensors of one structure."""
     leaves, structure = tree.flatten(left)
     return tree.unflatten([a + b for a, b in zip(leaves, tree.flatten(right)[0], strict=True)], structure)
+
+
+def _zeros(nest: T) -> T:
+    return tree.map_tensors(torch.zeros_like, nest)
+
+
+def _inner_product(left: Tensor, right: Tensor) -> Tensor:
+    return (left.conj() * right).real.sum()
 
 
 def _given_all(nest: T) -> T:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from metalearn import tree
 from metalearn.errors import UsageError
 from metalearn.inner import InnerState, problem_step, start
-from metalearn.metagrad.base import MetaGradient, Outcome, Strategy, constants, refuse_carry
+from metalearn.metagrad.base import MetaGradient, Outcome, Strategy, constants, refuse_carry, refuse_ended
 from metalearn.metagrad.pieces import Pieces
 from metalearn.metagrad.unrolled import through_graph
 from metalearn.problem import Episode, Problem
@@ -83,12 +83,14 @@ class Truncated(Strategy):
         def run(meta: Tensors, episode: Episode, carry: Window | None = None) -> Outcome:
             pieces = Pieces(problem, *constants(meta, episode))
             first = 0 if carry is None else carry.step
+            refuse_ended(problem, first)
             last = min(first + self.num_steps, problem.num_inner_steps)
 
             def states(meta: Tensors) -> Iterator[tuple[int, InnerState]]:
                 began = start(problem, meta, pieces.episode)
                 state = began if carry is None else _moved(began, tree.detach(carry.state))
-                yield first, state
+                if carry is None:  # otherwise the window before has judged it
+                    yield first, state
                 yield from _steps(pieces, meta, state, first, last)
 
             outcome, state = through_graph(problem, pieces.meta, pieces.episode, states)

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from metalearn import tree
 from metalearn.captured import refuse_captured
 from metalearn.diagnosis import explained
 from metalearn.inner import InnerState, objective_of, unroll
@@ -38,7 +39,9 @@ def through_graph(
 ) -> tuple[Outcome, InnerState]:
     """Backpropagation through the graph of some states, a function of `meta`: the outcome, and the last of them."""
 
-    def objective(meta: Tensors) -> tuple[Tensor, tuple[Aux, InnerState]]:
+    closed: list[Callable[[Iterable[Tensor]], InnerState]] = []
+
+    def objective(meta: Tensors) -> tuple[Tensor, tuple[Aux, list[Tensor]]]:
         last: list[InnerState] = []
 
         def watched() -> Iterable[tuple[int, InnerState]]:
@@ -47,9 +50,11 @@ def through_graph(
                 yield step, state
 
         value, aux = objective_of(problem, meta, episode, watched())
-        return value, (aux, last[0])
+        tensors, close = tree.opened(last[0])
+        closed.append(close)
+        return value, (aux, tensors)
 
     with explained(meta):
-        (grads,), value, (aux, state) = gradients(objective, meta)
+        (grads,), value, (aux, tensors) = gradients(objective, meta)
     refuse_captured(value)
-    return Outcome(value, grads, aux, None), state
+    return Outcome(value, grads, aux, None), closed[0](tensors)

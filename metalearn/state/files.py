@@ -2,6 +2,7 @@
 
 import json
 import os
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,9 +56,12 @@ def save(
         **more: other groups of tensors by name, such as `opt_state=named(opt_state)`.
 
     Raises:
-        UsageError: what is given is no dict of tensors, a tensor can not be saved (sparse, say), or the file can not be
-            written.
+        UsageError: what is given is no dict of tensors, a group's name has a slash, a tensor can not be saved (sparse,
+            say), or the file can not be written.
     """
+    for group in more:
+        if "/" in group:  # params={"x/a": …} and a group "params/x" would be one entry
+            raise UsageError(f"the group {group!r} has a slash in its name: in a file that separates group and name.")
     groups = {"params": params, "buffers": buffers, **more}
     for group, tensors in groups.items():
         _check_tensors(tensors, what=f"{group}=")
@@ -104,7 +108,7 @@ def write_state_dict(path: str | os.PathLike[str], state_dict: Mapping[str, Any]
     Raises:
         UsageError: it holds what is no tensor (a module's extra state), or the file can not be written.
     """
-    _check_tensors(state_dict, what="the state dict")
+    _check_tensors(state_dict, what="the state dict", fix="leave it out, a safetensors file holds tensors alone")
     _write(Path(path), state_dict, {"format": "pt"})
 
 
@@ -124,23 +128,18 @@ def read_state_dict(path: str | os.PathLike[str], *, device: torch.device | str 
     return tensors
 
 
-def _check_tensors(tensors: Any, *, what: str) -> None:
+def _check_tensors(tensors: Any, *, what: str, fix: str = "metalearn.state.named makes that of any nest") -> None:
     if not isinstance(tensors, Mapping):
-        raise UsageError(
-            f"{what} is of type {type(tensors).__name__}, expected a dict of tensors by name: metalearn.state.named "
-            "makes one of any nest."
-        )
+        raise UsageError(f"{what} is of type {type(tensors).__name__}, expected a dict of tensors by name: {fix}.")
     for name, value in tensors.items():
         if not isinstance(value, Tensor) or not isinstance(name, str):
-            raise UsageError(
-                f"{what} has {name!r} of type {type(value).__name__}, expected tensors by name: metalearn.state.named "
-                "makes that of any nest."
-            )
+            raise UsageError(f"{what} has {name!r} of type {type(value).__name__}, expected tensors by name: {fix}.")
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    storable = {name: _storable(name, value) for name, value in tensors.items()}
     try:
-        content = safetensors.torch.save({name: _storable(value) for name, value in tensors.items()}, metadata)
+        content = safetensors.torch.save(storable, metadata)
     except (SafetensorError, ValueError, RuntimeError, KeyError, NotImplementedError) as error:
         raise UsageError(f"safetensors can not hold this state: {' '.join(str(error).split())}") from None
     try:
@@ -159,10 +158,29 @@ def _read(path: Path, device: torch.device | str) -> tuple[Tensors, dict[str, st
     except OSError as error:
         raise UsageError(f"{path} can not be read ({error.strerror or error}).") from None
     except SafetensorError as error:
-        raise UsageError(f"{path} is not a safetensors file, or damaged ({' '.join(str(error).split())}).") from None
-    return tree.to(tensors, device), metadata
+        fix = " torch.load(…, weights_only=True) reads one of torch.save." if zipfile.is_zipfile(path) else ""
+        cause = " ".join(str(error).split())
+        raise UsageError(f"{path} is not a safetensors file, or damaged ({cause}).{fix}") from None
+    return tree.to(tensors, _device(device)), metadata
 
 
-def _storable(value: Tensor) -> Tensor:
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        cause = str(error).partition("\n")[0].rstrip(".")
+        raise UsageError(f"device={str(device)!r} can not be used here ({cause}). 'cpu' always can.") from None
+
+
+def _storable(name: str, value: Tensor) -> Tensor:
+    if torch._C._functorch.is_functorch_wrapped_tensor(value):
+        raise UsageError(
+            f"{name!r} belongs to a torch.func transform (vmap, grad) that is going on: return it from there, and save "
+            "it outside."
+        )
+    if value.is_meta:
+        raise UsageError(f"{name!r} is on the meta device, without numbers, and can not be saved: make it first.")
+    if value.layout != torch.strided:
+        raise UsageError(f"{name!r} is of layout {value.layout}, which safetensors can not hold: save .to_dense().")
     # Copies: safetensors refuses tensors that share memory, as tied ones do.
     return value.detach().to("cpu", copy=True).contiguous()

@@ -84,8 +84,9 @@ class Lookup:
             return self._of_several(which)
         if callable(which) and not inspect.isclass(which) and not isinstance(which, FunctionalModel):
             return {name for name, value in self.tensors.items() if which(name, value)}
+        shown = f"a {type(which).__name__}" if isinstance(which, (FunctionalModel, Mapping)) else repr(which)
         raise UsageError(
-            f"{which!r} is no filter: expected a pattern such as 'features.*', a list of them, a predicate "
+            f"{shown} is no filter: expected a pattern such as 'features.*', a list of them, a predicate "
             "(name, tensor) -> bool, a metalearn.state.Kind, a module or a class of modules."
         )
 
@@ -105,15 +106,35 @@ class Lookup:
             return {pattern}
         fits = {name for name in self.tensors if fnmatchcase(name, pattern)}
         if not fits and pattern != "*" and not self.allow_empty:
-            raise UsageError(f"{pattern!r} fits none of the {len(self.tensors)} names. {self._near(pattern)}")
+            raise UsageError(
+                f"{pattern!r} fits none of the {len(self.tensors)} names. {self._tied(pattern) or self._near(pattern)}"
+            )
         return fits
+
+    def _tied(self, pattern: str) -> str:
+        """What is said of a pattern that fits another name of a tied tensor alone; "" where it does not."""
+        if self.model is None:
+            return ""
+        module = module_of(self.model)
+        own = {id(value): name for name, value in parameters_and_buffers(module).items()}
+        everywhere = (
+            *module.named_parameters(remove_duplicate=False),
+            *module.named_buffers(remove_duplicate=False),
+        )
+        for name, value in everywhere:
+            if name not in own.values() and fnmatchcase(name, pattern):
+                first = own[id(value)]
+                return f"{name!r} is tied to {first!r}, and state has it under that name: say {first!r}."
+        return ""
 
     def _near(self, pattern: str) -> str:
         """Close names, else a close first part: `head.*` for `haed.*`."""
-        near = closest(pattern, self.tensors)
         first, dot, rest = pattern.partition(".")
         close = get_close_matches(first, {name.partition(".")[0] for name in self.tensors}, n=1)
-        return near if near.startswith("Did") or not close or not dot else f"Did you mean {close[0] + dot + rest!r}?"
+        mended = close[0] + dot + rest if close and dot else ""
+        if mended != pattern and any(fnmatchcase(name, mended) for name in self.tensors):
+            return f"Did you mean {mended!r}?"
+        return closest(pattern, self.tensors)
 
     def _within(self, chosen: Callable[[nn.Module], bool], called: str) -> set[str]:
         module = module_of(self._needed_model(called))

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from difflib import get_close_matches
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,17 @@ def check_fit(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, wh
     problems = list(_problems(found, expected))
     if problems:
         raise UsageError(f"{what} does not fit {of}: {_common_problem(found, expected) or _told(problems)}")
+
+
+def check_dicts(*found: Any, what: str) -> None:
+    """Refuses what is no dict, before its names are looked at.
+
+    Raises:
+        UsageError: one of `found` is of another type.
+    """
+    for each in found:
+        if not isinstance(each, Mapping):
+            raise UsageError(f"{what} got a {type(each).__name__}, expected dicts of tensors by name.")
 
 
 def _told(problems: list[tuple[str, str]]) -> str:
@@ -100,11 +112,16 @@ def _misspelt(unknown: Iterable[str], missing: Iterable[str]) -> list[tuple[str,
 def _common_problem(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
     """The one problem behind all: tensors a level down (a checkpoint's), a prefix too many or too few (a part's)."""
     for name, value in found.items():
-        if isinstance(value, Mapping) and value.keys() & expected.keys():
-            return f"its tensors are a level down. Pass …[{name!r}]."
+        if isinstance(value, Mapping) and (value.keys() & expected.keys() or _prefix_of_all(value, expected)):
+            prefix = _prefix_of_all(value, expected)
+            fix = f"metalearn.tree.select(…[{name!r}], {prefix!r})" if prefix else f"…[{name!r}]"
+            return f"its tensors are a level down{prefix and f', and begin with {prefix!r}'}. Pass {fix}."
     extra = _prefix(found, expected)
     if extra:
         return f"all its {len(found)} names begin with {extra!r}. Pass metalearn.tree.select(…, {extra!r})."
+    extra = _prefix_of_all(found, expected)
+    if extra:
+        return f"its names begin with {extra!r}, beside others. Pass metalearn.tree.select(…, {extra!r})."
     lacking = _prefix(expected, found)
     return (
         f"all its {len(found)} names lack {lacking!r}. Pass metalearn.tree.prefixed(…, {lacking!r})." if lacking else ""
@@ -121,6 +138,15 @@ def _prefix(longer: Iterable[str], shorter: Iterable[str]) -> str:
         if all(name.startswith(prefix) for name in names) and known >= {name[cut:] for name in names}:
             return prefix
     return ""
+
+
+def _prefix_of_all(found: Iterable[str], expected: Iterable[str]) -> str:
+    """What stands in `found` before each of the expected names, beside other entries; "" where nothing does."""
+    names, wanted = set(found), list(expected)
+    if not wanted or wanted[0] in names:
+        return ""
+    ends = (name.removesuffix(wanted[0]) for name in names if isinstance(name, str) and name.endswith("." + wanted[0]))
+    return next((prefix for prefix in sorted(ends) if all(prefix + name in names for name in wanted)), "")
 
 
 def _kind_of(dtype: torch.dtype) -> str:

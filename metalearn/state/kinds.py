@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from metalearn.errors import UsageError
 from metalearn.functional import RNG, FunctionalModel
-from metalearn.state.fit import closest
+from metalearn.state.fit import check_dicts, closest
 from metalearn.state.named import OPT_STATE, named
 from metalearn.types import Tensors
 
@@ -53,6 +53,8 @@ def kinds(model: FunctionalModel | nn.Module, names: Iterable[str] | None = None
     module = module_of(model)
     parameters = {name for name, _ in module.named_parameters()}
     buffers = {name for name, _ in module.named_buffers()}
+    if isinstance(names, str):
+        raise UsageError(f"names is the text {names!r}, expected several names: [{names!r}].")
     if names is None:
         names = [*parameters_and_buffers(module), RNG]
     return {name: _kind(name, parameters, buffers) for name in names}
@@ -72,6 +74,7 @@ def by_kind(
         buffers: its buffers, `"rng"` among them; a parameter that is among them counts, as it does in a call.
         opt_state: an optimizer's state, any nest of tensors; named by `metalearn.state.named`.
     """
+    check_dicts(params, buffers, what="by_kind(model, params, buffers)")
     state = {**params, **buffers, **named(() if opt_state is None else opt_state)}
     told_apart = kinds(model, state)
     return {kind: {name: state[name] for name in state if told_apart[name] is kind} for kind in Kind}

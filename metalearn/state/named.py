@@ -73,7 +73,7 @@ def from_named(tensors: Mapping[str, Tensor], like: Any, *, prefix: str = OPT_ST
         {'mean': tensor([1., 1.]), 'steps': (3, tensor(4))}
     """
     expected = named(like, prefix=prefix)
-    check_fit(tensors, expected, what="the named tensors", of="the nest `like`")
+    check_fit(tensors, expected, what="the dict of named tensors", of="the nest `like`")
     leaves, structure = tree.flatten(like)
     names = iter(expected)
     return tree.unflatten(

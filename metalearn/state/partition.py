@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from metalearn.errors import UsageError
 from metalearn.functional import FunctionalModel
 from metalearn.state.filters import Filter, Lookup, describe
-from metalearn.state.fit import closest, mismatch
+from metalearn.state.fit import check_dicts, closest, mismatch
 from metalearn.types import Tensors
 
 
@@ -38,6 +38,7 @@ def partition(
         >>> list(head), list(rest)
         (['head.weight', 'head.bias'], ['features.weight'])
     """
+    check_dicts(tensors, what="partition(tensors, filter, …)")
     lookup, left = Lookup(tensors, model, allow_empty), dict(tensors)
     parts: list[Tensors] = []
     for each in filters:
@@ -64,6 +65,7 @@ def merge(*parts: Mapping[str, Tensor]) -> Tensors:
         >>> sorted(merge({"a": torch.ones(1)}, {"b": torch.ones(1)}))
         ['a', 'b']
     """
+    check_dicts(*parts, what="merge(part, part, …)")
     merged: Tensors = {}
     for part in parts:
         twice = [name for name in part if name in merged]
@@ -87,6 +89,7 @@ def override(base: Mapping[str, Tensor], changes: Mapping[str, Tensor]) -> Tenso
         >>> override({"a": torch.zeros(1), "b": torch.zeros(1)}, {"b": torch.ones(1)})
         {'a': tensor([0.]), 'b': tensor([1.])}
     """
+    check_dicts(base, changes, what="override(base, changes)")
     for name, value in changes.items():
         if name not in base:
             raise UsageError(f"there is no {name!r} to override. {closest(name, base)}")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from metalearn.errors import UsageError
 from metalearn.functional import RNG, FunctionalModel
-from metalearn.state.fit import check_fit
+from metalearn.state.fit import check_dicts, check_fit
 from metalearn.state.kinds import parameters_and_buffers
 from metalearn.types import Tensors
 
@@ -33,6 +33,8 @@ def to_state_dict(
     Raises:
         UsageError: a name is missing, extra or misspelt, or a shape or kind of dtype differs.
     """
+    _check_model(model)
+    check_dicts(params, buffers, what="to_state_dict(model, params, buffers)")
     state = _checked({**params, **buffers}, _reference(model), of="the model")
     own = model.module.state_dict(keep_vars=True)
     result: dict[str, Any] = OrderedDict()
@@ -66,6 +68,7 @@ def from_state_dict(model: FunctionalModel, state_dict: Mapping[str, Any]) -> tu
     """
     if not isinstance(state_dict, Mapping):
         raise UsageError(f"the state dict is of type {type(state_dict).__name__}: pass module.state_dict() or a dict.")
+    _check_model(model)
     reference = _reference(model, with_key=True)
     keys = _names_of_keys(model, model.module.state_dict(keep_vars=True))
     found = {key: value for key, value in state_dict.items() if keys.get(key, key) is not None}
@@ -79,7 +82,7 @@ def from_state_dict(model: FunctionalModel, state_dict: Mapping[str, Any]) -> tu
     values: Tensors = {}
     for key in found:
         name = keys.get(key) or RNG
-        value = _like(found[key], reference[name])
+        value = _like(key, found[key], reference[name])
         if name in values and not _same(value, values[name]):
             raise UsageError(
                 f"the state dict has two values for one tensor, which the module knows as {name!r} and as {key!r}: "
@@ -115,6 +118,10 @@ def load_into(module: nn.Module, params: Mapping[str, Tensor], buffers: Mapping[
         Parameter containing:
         tensor([[0., 0.]], requires_grad=True)
     """
+    if not isinstance(module, nn.Module):
+        fix = ": pass model.module" if isinstance(module, FunctionalModel) else ""
+        raise UsageError(f"load_into writes into a torch.nn.Module, got a {type(module).__name__}{fix}.")
+    check_dicts(params, buffers, what="load_into(module, params, buffers)")
     own = parameters_and_buffers(module)
     for name, value in own.items():
         if isinstance(value, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
@@ -150,6 +157,11 @@ def _writes(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Iterator[
         yield target, value.clone() if value.numel() and _memory(value) in memory else value
 
 
+def _check_model(model: Any) -> None:
+    if not isinstance(model, FunctionalModel):
+        raise UsageError(f"model is a {type(model).__name__}, expected metalearn.functionalize(module).")
+
+
 def _memory(value: Tensor) -> tuple[torch.device, int]:
     return value.device, value.untyped_storage().data_ptr()
 
@@ -165,7 +177,9 @@ def _reference(model: FunctionalModel, *, with_key: bool = False) -> Tensors:
     return {name: value for name, value in state.items() if with_key or name != RNG}
 
 
-def _like(value: Tensor, own: Tensor) -> Tensor:
+def _like(key: str, value: Tensor, own: Tensor) -> Tensor:
+    if value.is_meta and not own.is_meta:
+        raise UsageError(f"the state dict's {key!r} is on the meta device, without numbers: make it first.")
     return value.detach().to(own.device, own.dtype, copy=True)
 
 

@@ -1,8 +1,9 @@
 """`check_stateless`: whether a module keeps Python state that changes its output, as no pure function can."""
 
+from collections import deque
 from collections.abc import Mapping
-from copy import copy
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 from metalearn import random, tree
 from metalearn.errors import UsageError
 from metalearn.functional import RNG, functionalize
+from metalearn.functional.attributes import BOOKKEEPING, copied, tensors_in
 from metalearn.functional.interception import Interception
-from metalearn.functional.skeleton import BOOKKEEPING, Skeleton, places_of
+from metalearn.functional.skeleton import Skeleton, places_of
 
 
 @dataclass(frozen=True)
@@ -62,16 +64,17 @@ def check_stateless(module: nn.Module, inputs: Any, *, seed: int = 0, **kwargs: 
             "are the same: it depends on something outside it (a global, a closure, an object it shares, a generator). "
             "Hold that in a registered buffer, or pass it to forward."
         )
-    changed = runs.changed_attributes()
-    if changed and not _same(first, runs.after_changes(changed)):
-        culprits = [name for name in changed if not _same(first, runs.after_changes({name: changed[name]}))]
-        named = culprits or list(changed)
-        raise UsageError(
-            f"{type(module).__name__} keeps {' and '.join(map(repr, named[:3]))} from call to call in a plain "
-            f"attribute ({_change(changed[named[0]])}), and its output depends on it: a functional model would forget "
-            "it. Hold it in a buffer, self.register_buffer(name, tensor), which may change in forward."
-        )
-    return StatelessReport(tuple(sorted(before)), tuple(changed))
+    found = runs.changes(_NUM_CALLS)
+    for calls, changed in enumerate(found, start=1):
+        if changed and runs.depends_on(changed):
+            culprits = [name for name in changed if runs.depends_on({name: changed[name]})]
+            named = culprits or list(changed)
+            raise UsageError(
+                f"{type(module).__name__} keeps {' and '.join(map(repr, named[:3]))} from call to call in a plain "
+                f"attribute ({_change(changed[named[0]], calls)}), and its output depends on it: a functional model "
+                "would forget it. Hold it in a buffer, self.register_buffer(name, tensor), which may change in forward."
+            )
+    return StatelessReport(tuple(sorted(before)), tuple(dict.fromkeys(name for changed in found for name in changed)))
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,16 @@ class _Changed:
     before: Any
     after: Any
 
+    def put(self) -> None:
+        """Gives the object the attribute as it was left."""
+        if self.after is _MISSING:
+            del self.owner[self.attribute]
+        else:
+            self.owner[self.attribute] = _kept(self.after)
+
 
 _MISSING = "missing"
+_NUM_CALLS = 3  # what a call leaves behind may matter to the third one only
 
 
 class _Runs:
@@ -96,47 +107,63 @@ class _Runs:
         self._key, self._inputs = random.key(seed, device=device), (args, kwargs)
         self._skeleton = Skeleton(module, places_of(module), training=None)
         self._names = {id(part): name for name, part in self._skeleton.root.named_modules()}
-        self._last: dict[str, _Changed] = {}
 
     def clean(self) -> tuple[Any, set[str]]:
         """The output, and the names of the state that forward changed."""
-        output, changed = self._call()
-        self._last = self._differences()
+        output, changed = self._call(self._inputs)
         self._skeleton.clear()
         return output, changed
 
-    def changed_attributes(self) -> dict[str, _Changed]:
-        """What the last clean call changed, by the attribute's full name."""
-        return self._last
+    def changes(self, count: int) -> list[dict[str, _Changed]]:
+        """What so many calls in a row have changed after each of them, by the attribute's full name."""
+        found: list[dict[str, _Changed]] = []
+        for _ in range(count):
+            self._call(self._inputs, found[-1] if found else {})
+            found.append(self._differences())
+            self._skeleton.clear()
+        return found
 
-    def after_changes(self, changed: Mapping[str, _Changed]) -> Any:
-        """The output of a call that finds these attributes as the first call has left them."""
-        for each in changed.values():
-            if each.after is not _MISSING:
-                each.owner[each.attribute] = copy(each.after) if type(each.after) in (list, dict, set) else each.after
-        output, _ = self._call()
+    def depends_on(self, changed: Mapping[str, _Changed]) -> bool:
+        """Whether a call that finds these attributes as an earlier one has left them gives another output."""
+        return any(not _same(self._output(inputs, {}), self._output(inputs, changed)) for inputs in self._sets())
+
+    def _sets(self) -> list[Any]:
+        """The inputs, and others like them: what is kept of an input does not show where the next one is the same."""
+        others = tree.map_tensors(_other, self._inputs)
+        try:
+            self._output(others, {})
+        except Exception:  # forward does not take them; the inputs that were given are what there is to go by
+            return [self._inputs]
+        return [self._inputs, others]
+
+    def _output(self, inputs: Any, changed: Mapping[str, _Changed]) -> Any:
+        output, _ = self._call(inputs, changed)
         self._skeleton.clear()
         return output
 
-    def _call(self) -> tuple[Any, set[str]]:
+    def _call(self, inputs: Any, changed: Mapping[str, _Changed] = MappingProxyType({})) -> tuple[Any, set[str]]:
         state = {name: value.clone() for name, value in self._state.items()}
-        args, kwargs = tree.map_tensors(Tensor.clone, self._inputs)
-        self._skeleton.fill(state)
+        args, kwargs = tree.map_tensors(Tensor.clone, inputs)
+        self._skeleton.fill(state, {name: value.clone() for name, value in self._skeleton.loose.items()})
+        for each in changed.values():
+            each.put()
         with torch.no_grad(), Interception(self._key, foreign={}):
             output = self._skeleton.root(*args, **kwargs)
         after = self._skeleton.read(state)
-        changed = {name for name, value in after.items() if not _equal(value, self._state[name])}
-        return tree.map_tensors(Tensor.clone, output), changed
+        names = {name for name, value in after.items() if not _equal(value, self._state[name])}
+        return tree.map_tensors(Tensor.clone, output), names
 
     def _differences(self) -> dict[str, _Changed]:
         found: dict[str, _Changed] = {}
         for part, attributes in self._skeleton.attributes():
             prefix = self._names[id(part)]
-            initial = {**attributes.fixed, **attributes.mutable}
+            initial = attributes.initial
             for name in sorted({*initial, *attributes.current} - BOOKKEEPING):
                 before, after = initial.get(name, _MISSING), attributes.current.get(name, _MISSING)
                 if before is not after and not _equal(before, after):
-                    found[f"{prefix}.{name}" if prefix else name] = _Changed(attributes.current, name, before, after)
+                    found[f"{prefix}.{name}" if prefix else name] = _Changed(
+                        attributes.current, name, before, _kept(after)
+                    )
         return found
 
 
@@ -146,23 +173,39 @@ def _same(first: Any, second: Any) -> bool:
     return len(ours) == len(theirs) and all(_equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def _equal(a: Any, b: Any) -> bool:
+def _equal(a: Any, b: Any, depth: int = 4) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return False
-    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
-        return len(a) == len(b) and all(_equal(x, y) for x, y in zip(a, b, strict=True))
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_equal(a[name], b[name]) for name in a)
-    try:
-        return bool(a == b)
-    except Exception:  # an object of somebody's own, compared in its own way
+    if a is b or not depth:
         return a is b
+    if isinstance(a, (list, tuple, deque)) and isinstance(b, (list, tuple, deque)):
+        return len(a) == len(b) and all(_equal(x, y, depth) for x, y in zip(a, b, strict=True))
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_equal(a[name], b[name], depth) for name in a)
+    try:
+        if bool(a == b):
+            return True
+    except Exception:  # an object of somebody's own, compared in its own way: what is in it counts
+        pass
+    return type(a) is type(b) and hasattr(a, "__dict__") and _equal(vars(a), vars(b), depth - 1)
 
 
-def _change(changed: _Changed) -> str:
-    return f"{_shown(changed.before)} before the first call, {_shown(changed.after)} after it"
+def _other(x: Tensor) -> Tensor:
+    """Other values of the same kind: labels stay labels, probabilities stay probabilities."""
+    rolled = x.flatten().roll(1).view(x.shape)
+    return rolled * 0.5 if x.is_floating_point() else rolled
+
+
+def _kept(value: Any) -> Any:
+    """A copy that a later call can not write into."""
+    return copied(value, {id(x): x.clone() for x in tensors_in(value)})
+
+
+def _change(changed: _Changed, calls: int) -> str:
+    after = "it" if calls == 1 else f"{calls} calls"
+    return f"{_shown(changed.before)} before the first call, {_shown(changed.after)} after {after}"
 
 
 def _shown(value: Any) -> str:

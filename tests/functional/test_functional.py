@@ -263,7 +263,8 @@ def test_a_closure_over_the_modules_own_tensor_is_refused_not_silent() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.w = nn.Parameter(torch.ones(2))
-            self.fn = lambda x: x * self.w
+            own = self.w
+            self.fn = lambda x: x * own
 
         def forward(self, x):
             return self.fn(x)

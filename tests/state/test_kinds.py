@@ -75,3 +75,7 @@ def test_an_unknown_name_has_no_kind() -> None:
         state.kinds(_model(), ["1.runing_mean"])
     with pytest.raises(UsageError, match="model is dict: expected a FunctionalModel"):
         state.kinds({})
+    with pytest.raises(UsageError, match=r"names is the text 'rng', expected several names: \['rng'\]"):
+        state.kinds(_model(), "rng")
+    with pytest.raises(UsageError, match=r"by_kind\(model, params, buffers\) got a NoneType"):
+        state.by_kind(_model(), None, None)

@@ -114,6 +114,28 @@ def test_a_filter_that_fits_nothing_is_refused(name: str) -> None:
 def test_what_is_no_filter_is_refused(which) -> None:
     with pytest.raises(UsageError, match="is no filter: expected a pattern such as"):
         state.partition(MODEL.params, which)
+    with pytest.raises(UsageError) as raised:
+        state.partition(MODEL.params, which)
+    assert len(str(raised.value)) < 250
+
+
+def test_another_name_of_a_tied_tensor_is_told() -> None:
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, bias=False))
+    module[1].weight = module[0].weight
+    model = functionalize(module)
+    with pytest.raises(UsageError, match=r"'1\.weight' is tied to '0\.weight', and state has it under that name"):
+        state.partition(model.params, "1.*", model=model)
+    with pytest.raises(UsageError, match=r"'2\.\*' fits none of the 2 names\. Known: '0\.bias', '0\.weight'\.$"):
+        state.partition(model.params, "2.*", model=model)
+
+
+def test_what_is_no_dict_is_told() -> None:
+    with pytest.raises(UsageError, match=r"partition\(tensors, filter, …\) got a str, expected dicts of tensors"):
+        state.partition("head.*", MODEL.params)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"merge\(part, part, …\) got a list"):
+        state.merge([MODEL.params])  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"override\(base, changes\) got a Tensor"):
+        state.override(MODEL.params, torch.ones(1))  # type: ignore[arg-type]
 
 
 def test_a_filter_whose_entries_are_taken_is_refused() -> None:

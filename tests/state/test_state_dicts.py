@@ -155,6 +155,14 @@ MISTAKES = {
         lambda d: tree.prefixed(d, "module."),
         r"all its 9 names begin with 'module.'\. Pass metalearn.tree.select\(…, 'module.'\)\.$",
     ),
+    "DataParallel's, and an epoch": (
+        lambda d: {"epoch": torch.tensor(3), **tree.prefixed(d, "module.")},
+        r"its names begin with 'module\.', beside others\. Pass metalearn.tree.select\(…, 'module.'\)\.$",
+    ),
+    "a checkpoint's of DataParallel": (
+        lambda d: {"epoch": 3, "model": tree.prefixed(d, "module.")},
+        r"level down, and begin with 'module\.'\. Pass metalearn.tree.select\(…\['model'\], 'module.'\)\.$",
+    ),
     "a checkpoint's": (lambda d: {"epoch": 3, "model": d}, r"its tensors are a level down\. Pass …\['model'\]\.$"),
     "a part's": (lambda d: {name[2:]: value for name, value in d.items() if name[0] == "2"}, "it has 'weight'"),
 }  # fmt: skip
@@ -258,6 +266,32 @@ def test_what_is_no_dict_is_refused() -> None:
     model = functionalize(nn.Linear(2, 2))
     with pytest.raises(UsageError, match=r"the state dict is of type Linear: pass module.state_dict\(\)"):
         state.from_state_dict(model, model.module)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"load_into\(module, params, buffers\) got a NoneType, expected dicts"):
+        state.load_into(model.module, model.params, None)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"to_state_dict\(model, params, buffers\) got a list"):
+        state.to_state_dict(model, [], {})  # type: ignore[arg-type]
+
+
+def test_a_module_for_the_model_and_the_reverse_are_told() -> None:
+    model = functionalize(nn.Linear(2, 2))
+    for function in (state.from_state_dict, state.to_state_dict):
+        with pytest.raises(UsageError, match=r"model is a Linear, expected metalearn.functionalize\(module\)"):
+            function(model.module, *({}, {})[: 1 if function is state.from_state_dict else 2])
+    with pytest.raises(UsageError, match=r"got a FunctionalModel: pass model\.module"):
+        state.load_into(model, model.params, model.buffers)  # type: ignore[arg-type]
+
+
+def test_a_state_dict_without_numbers_is_refused() -> None:
+    model = functionalize(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1)))
+    with pytest.raises(UsageError, match=r"the state dict's '0\.bias' is on the meta device, without numbers"):
+        state.from_state_dict(model, {**GOOD, "0.bias": torch.ones(3, device="meta")})
+
+
+def test_what_is_told_of_a_prefix_mends_it() -> None:
+    model = functionalize(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1)))
+    found = {"epoch": torch.tensor(3), **tree.prefixed(GOOD, "module.")}
+    params, _ = state.from_state_dict(model, tree.select(found, "module."))
+    assert torch.equal(params["0.weight"], GOOD["0.weight"])
 
 
 def test_an_expanded_buffer_is_left_alone_or_refused() -> None:

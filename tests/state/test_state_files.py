@@ -118,7 +118,10 @@ NO_FILES_OF_OURS = {
     "a folder": (lambda path: path.mkdir(), "can not be read"),
     "text": (lambda path: path.write_text("hello, this is text"), "is not a safetensors file, or damaged"),
     "empty": (lambda path: path.write_bytes(b""), "is not a safetensors file, or damaged"),
-    "torch.save": (lambda path: torch.save({"w": torch.ones(1)}, path), "is not a safetensors file, or damaged"),
+    "torch.save": (
+        lambda path: torch.save({"w": torch.ones(1)}, path),
+        r"is not a safetensors file, or damaged .*\. torch\.load\(…, weights_only=True\) reads",
+    ),
     "plain": (_plain, r"is not a file of metalearn.state.save\. metalearn.state.read_state_dict reads"),
     "newer": (_newer, "has the format version 2; this version of metalearn reads 1"),
     "incomplete": (_incomplete, r"is incomplete \(KeyError: 'params/w'\)"),
@@ -151,14 +154,33 @@ def test_what_can_not_be_saved_is_refused(tmp_path) -> None:
         state.save(tmp_path / "f", {}, {}, opt_state=optim.sgd(0.1).init({}))
     with pytest.raises(UsageError, match="params= has 'w' of type float"):
         state.save(tmp_path / "f", {"w": 1.0}, {})
-    with pytest.raises(UsageError, match="safetensors can not hold this state"):
+    with pytest.raises(UsageError, match=r"'params/w' is of layout torch.sparse_coo.* save .to_dense\(\)"):
         state.save(tmp_path / "f", {"w": torch.ones(2, 2).to_sparse()}, {})
-    with pytest.raises(UsageError, match=r"the state dict has '_extra_state' of type dict"):
+    with pytest.raises(UsageError, match="'params/w' is on the meta device, without numbers"):
+        state.save(tmp_path / "f", {"w": torch.ones(2, device="meta")}, {})
+    with pytest.raises(UsageError, match=r"'w' belongs to a torch\.func transform .* that is going on"):
+        torch.vmap(lambda x: state.write_state_dict(tmp_path / "f", {"w": x}) or x)(torch.ones(2, 2))
+    with pytest.raises(UsageError, match=r"the state dict has '_extra_state' of type dict.*: leave it out"):
         state.write_state_dict(tmp_path / "f", MODULES["extra state"]().state_dict())
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="can not be written"):
         state.save(tmp_path / "file" / "f", {"w": torch.ones(1)}, {})
     assert not (tmp_path / "f").exists()
+
+
+def test_a_group_with_a_slash_is_refused_since_two_entries_would_be_one(tmp_path) -> None:
+    with pytest.raises(UsageError, match="the group 'params/x' has a slash in its name"):
+        state.save(tmp_path / "f", {"x/a": torch.zeros(1)}, {}, **{"params/x": {"a": torch.ones(1)}})
+    state.save(tmp_path / "f", {"x/a": torch.zeros(1)}, {}, x={"a": torch.ones(1)})
+    saved = state.load(tmp_path / "f")
+    assert (saved.params["x/a"].item(), saved.more["x"]["a"].item()) == (0, 1)
+
+
+def test_a_device_that_there_is_not_is_told(tmp_path) -> None:
+    state.save(tmp_path / "f", {"w": torch.ones(1)}, {})
+    for read in (state.load, state.read_state_dict):
+        with pytest.raises(UsageError, match=r"device='gpu' can not be used here .* 'cpu' always can\."):
+            read(tmp_path / "f", device="gpu")
 
 
 def test_an_adaptation_goes_on_from_a_file_bit_for_bit(tmp_path) -> None:

@@ -1,4 +1,7 @@
 import itertools
+import random as python_random
+from collections import deque
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -45,7 +48,7 @@ class _Keeps(nn.Module):
         ("list", "'history'"),
         ("tensor", "'previous'.*missing before"),
         ("child's attribute", r"'inner\.seen'"),
-        ("shared object", "outside it"),
+        ("shared object", "'shared'"),
         ("global", "outside it"),
     ],
 )
@@ -104,3 +107,81 @@ def test_several_inputs_and_keywords() -> None:
             return x + y * scale
 
     assert check_stateless(Scaled(), (torch.ones(2), torch.ones(2)), scale=3.0).harmless == ()
+
+
+class _Hides(nn.Module):
+    """Has places to hide state in, and a function that is its forward."""
+
+    def __init__(self, run) -> None:
+        super().__init__()
+        self.run, self.calls, self.kept, self.scratch = run, 0, None, torch.zeros(2)
+        self.last, self.numbers = deque(maxlen=3), SimpleNamespace(calls=0)
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+def _every_third(self, x):
+    self.calls += 1
+    return x * 2 if self.calls == 3 else x
+
+
+def _first_input(self, x):
+    if self.kept is None:
+        self.kept = x.mean()
+    return x - self.kept
+
+
+def _in_place(self, x):
+    self.scratch += 1
+    return x * self.scratch
+
+
+def _window(self, x):
+    self.last.append(x)
+    return sum(self.last)
+
+
+def _of_an_object(self, x):
+    self.numbers.calls += 1
+    return x * self.numbers.calls
+
+
+def _global_draw(self, x):
+    return x * python_random.random()
+
+
+def _normal(self, x):
+    return torch.distributions.Normal(x, 1.0)
+
+
+def _mask_by_length(self, x):
+    if self.kept is None or len(self.kept) != len(x):
+        self.kept = torch.ones(len(x))
+    return x * self.kept
+
+
+@pytest.mark.parametrize(
+    ("run", "words"),
+    [
+        (_every_third, "'calls'.*0 before the first call, 2 after 2 calls"),
+        (_first_input, "'kept'.*None before the first call, a tensor"),
+        (_in_place, "'scratch'.*a tensor"),
+        (_window, "'last'"),
+        (_of_an_object, "outside it"),
+        (_global_draw, "outside it"),
+    ],
+)
+def test_well_hidden_state_is_found(run, words: str) -> None:
+    module = _Hides(run)
+    with pytest.raises(UsageError, match=words):
+        check_stateless(module, torch.tensor([1.0, 2.0]))
+    assert (module.calls, module.kept, len(module.last), module.scratch.sum().item()) == (0, None, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("run", "harmless"),
+    [(_normal, ()), (_mask_by_length, ("kept",)), (lambda self, x: x > 0, ()), (lambda self, x: x * torch.nan, ())],
+)
+def test_what_looks_like_it_is_not_refused(run, harmless: tuple[str, ...]) -> None:
+    assert check_stateless(_Hides(run), torch.tensor([1.0, 2.0])).harmless == harmless

@@ -172,6 +172,87 @@ class Judged(nn.Module):
         return self.loss(self.features(x).tanh(), labels)
 
 
+class Forces(nn.Module):
+    """An energy, and its negative derivative by the positions, as networks of molecules have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.energy = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            energy = self.energy(x)
+            (slope,) = torch.autograd.grad(energy.sum(), x, create_graph=True)
+        return energy, -slope
+
+
+class OwnSteps(nn.Module):
+    """Adapts its own weights to its input, with torch.autograd.grad."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        params = list(self.linear.parameters())
+        for _ in range(2):
+            with torch.enable_grad():
+                loss = nn.functional.linear(x, *params).square().mean()
+                slopes = torch.autograd.grad(loss, params, create_graph=True)
+            params = [value - 0.1 * slope for value, slope in zip(params, slopes, strict=True)]
+        return nn.functional.linear(x, *params)
+
+
+class Coupling(nn.Module):
+    """A layer of a normalising flow: a mask in a buffer says which features pass, and it writes to masks of values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 4))
+        self.register_buffer("passes", torch.tensor([True, False, False]))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scale, shift = self.net(x[:, self.passes]).chunk(2, -1)
+        y = torch.empty_like(x)
+        y[:, self.passes] = x[:, self.passes]
+        y[:, ~self.passes] = x[:, ~self.passes] * scale.tanh().exp() + shift
+        y[y > 1.5] = 1.0
+        return y, scale.sum(-1) + self.passes.nonzero().sum()
+
+
+class Slots(nn.Module):
+    """Memory that starts from a parameter, and is written in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.key, self.value, self.start = nn.Linear(3, 4), nn.Linear(3, 2), nn.Parameter(torch.randn(4, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        memory = self.start.clone()
+        for index, row in enumerate(x[:3]):
+            memory[index] = self.value(row).tanh()
+        return self.key(x).softmax(-1) @ memory
+
+
+class Kept(nn.Module):
+    """Hooks, methods and functions that refer to the module itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.kept = nn.Linear(3, 4), nn.Linear(4, 2), {}
+        self.first.register_forward_hook(lambda part, args, output: self.kept.update(first=output))
+        self.second.register_forward_hook(self.keep)
+        self.scale = lambda x: x * self.first.weight.norm()
+
+    def keep(self, part: nn.Module, args: tuple[Tensor], output: Tensor) -> None:
+        self.kept["second"] = output
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.second(self.first(x).tanh())
+        return self.scale(self.kept["second"]) + self.kept["first"].sum(1, keepdim=True)
+
+
 def _is_adapter(name: str) -> bool:
     return "lora_" in name
 
@@ -197,5 +278,10 @@ ROWS = {
         given(normal(5, 3), labels=lambda generator: torch.tensor([0, 3, 5, 1, 4])),
     ),
     "a custom autograd function": Row(Custom, lr=0.02),
+    "energy and forces": Row(Forces, lr=0.02),
+    "steps of its own": Row(OwnSteps, lr=0.02, num_inner_steps=1),
+    "coupling by masks": Row(Coupling, lr=0.02),
+    "memory that starts from a parameter": Row(Slots, lr=0.02),
+    "features kept by hooks": Row(Kept, lr=0.02),
     "noise in forward": Row(Noisy, draws=True, lr=0.02),
 }

@@ -19,6 +19,7 @@ class Call(TorchFunctionMode):
         rows: bool `[example]`; None for all.
         statistics: what norms with batch statistics normalise by; None for what the module says.
         zero: a zero with every task axis, where tensors that forward makes need one; else None.
+        differentiates: whether the call runs in a level of its own, as forward takes derivatives (`differentiation`).
         aliases: tensors whose `.data` was taken, with what was handed out and its version then.
     """
 
@@ -33,6 +34,7 @@ class Call(TorchFunctionMode):
         super().__init__()
         self.statistics = statistics
         self.zero = zero
+        self.differentiates = False
         self.aliases: list[tuple[Tensor, Tensor, int]] = []
         self._key = key
         self._num_draws = 0

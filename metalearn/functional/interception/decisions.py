@@ -1,4 +1,4 @@
-"""Values that forward reads out of tensors: under vmap there is one where all tasks agree.
+"""Values that forward reads out of tensors, also as numpy's arrays: under vmap there is one where all tasks agree.
 
 vmap gives a task axis to every buffer, so that a mask or a list of lengths that a module keeps has one too. torch
 refuses to read it, though it is the same for all tasks.
@@ -25,15 +25,20 @@ def agreed(x: Tensor) -> Tensor | None:
     return tasks[0] if bool((tasks == tasks[:1]).all()) else None
 
 
-def _read(read: Callable[[Tensor], Any]) -> Callable[..., Any]:
-    def value_of(call: Call, x: Tensor) -> Any:
+def _read(read: Callable[..., Any]) -> Callable[..., Any]:
+    def value_of(call: Call, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         value = agreed(x)
-        return read(x if value is None else value)  # torch's own error where tasks differ
+        if value is None:
+            return read(x, *args, **kwargs)  # torch's own error where tasks differ
+        with torch._C._DisableFuncTorch():
+            return read(value, *args, **kwargs)
 
     return value_of
 
 
-REPLACEMENTS: dict[Any, Callable[..., Any]] = {
-    read: _read(read)
-    for read in (Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.item, Tensor.tolist)
-}
+_READS: tuple[Callable[..., Any], ...] = (
+    Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.item, Tensor.tolist, Tensor.numpy,
+    Tensor.__array__,
+)  # fmt: skip
+
+REPLACEMENTS: dict[Any, Callable[..., Any]] = {read: _read(read) for read in _READS}

@@ -1,6 +1,6 @@
 """The mode that looks every torch function up in the tables of this room."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -9,6 +9,7 @@ from metalearn.errors import UsageError
 from metalearn.functional.interception import (
     attention,
     decisions,
+    differentiation,
     distances,
     draws,
     dropout,
@@ -17,6 +18,7 @@ from metalearn.functional.interception import (
     fractional_pools,
     indexing,
     inplace_draws,
+    lists,
     losses,
     normalisation,
     packing,
@@ -40,7 +42,9 @@ _REPLACEMENTS: dict[Any, Callable[..., Any]] = {
     **recurrent.REPLACEMENTS,
     **packing.REPLACEMENTS,
     **decisions.REPLACEMENTS,
+    **differentiation.REPLACEMENTS,
     **indexing.REPLACEMENTS,
+    **lists.REPLACEMENTS,
     **writing.REPLACEMENTS,
 }
 
@@ -63,15 +67,22 @@ class Interception(Call):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        for arg in args:
-            if id(arg) in self._foreign:
-                raise UsageError(
-                    f"forward uses the module's own {self._foreign[id(arg)]!r}, not what was passed in: a function or "
-                    "object kept by the module refers to it past the module. Reach it through `self` in forward."
-                )
+        self._refuse_foreign(args)
+        if kwargs:
+            self._refuse_foreign(kwargs.values())
         replacement = _REPLACEMENTS.get(func)
         if replacement is not None:
             return replacement(self, *args, **(kwargs or {}))
         if func in draws.REFUSED:
             raise draws.no_keyed_form(func)
         return func(*args, **(kwargs or {}))
+
+    def _refuse_foreign(self, given: Iterable[Any]) -> None:
+        for arg in given:
+            if id(arg) in self._foreign:
+                raise UsageError(
+                    f"forward uses the module's own {self._foreign[id(arg)]!r}, not what was passed in: a function or "
+                    "object kept by the module refers to it past the module. Reach it through `self` in forward."
+                )
+            if type(arg) is list or type(arg) is tuple:
+                self._refuse_foreign(arg)

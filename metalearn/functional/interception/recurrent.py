@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metalearn import tree
 from metalearn.errors import UsageError
 from metalearn.functional.interception.call import Call
 from metalearn.functional.interception.packing import sizes_of
@@ -159,9 +160,12 @@ def _recurrent(cell: Cell) -> Callable[..., Any]:
         call: Call, input: Tensor, hx: Any, params: Sequence[Tensor], has_biases: bool, num_layers: int,
         dropout: float, train: bool, bidirectional: bool, batch_first: bool,
     ) -> tuple[Tensor, ...]:  # fmt: skip
+        state = _state(hx)
+        if input.device.type != "cpu" or (cell is LSTM and state[0].shape == state[1].shape):
+            input, state, params = _in_autocast((input, state, tuple(params)))
         x = input.transpose(0, 1) if batch_first else input
         output, *finals = _network(
-            call, cell, x, _state(hx), params, sizes=None, has_biases=has_biases, num_layers=num_layers,
+            call, cell, x, state, params, sizes=None, has_biases=has_biases, num_layers=num_layers,
             dropout=dropout, train=train, bidirectional=bidirectional,
         )  # fmt: skip
         return (output.transpose(0, 1) if batch_first else output, *finals)
@@ -170,8 +174,11 @@ def _recurrent(cell: Cell) -> Callable[..., Any]:
         call: Call, data: Tensor, batch_sizes: Tensor, hx: Any, params: Sequence[Tensor], has_biases: bool,
         num_layers: int, dropout: float, train: bool, bidirectional: bool,
     ) -> tuple[Tensor, ...]:  # fmt: skip
+        state = _state(hx)
+        if data.device.type != "cpu":
+            data, state, params = _in_autocast((data, state, tuple(params)))
         return _network(
-            call, cell, data, _state(hx), params, sizes=sizes_of(batch_sizes), has_biases=has_biases,
+            call, cell, data, state, params, sizes=sizes_of(batch_sizes), has_biases=has_biases,
             num_layers=num_layers, dropout=dropout, train=train, bidirectional=bidirectional,
         )  # fmt: skip
 
@@ -198,6 +205,8 @@ def _one_step(cell: Cell) -> Callable[..., Any]:
                     f"expected {list(expected)}."
                 )
         weights = Weights(w_ih, w_hh, b_ih, b_hh)
+        if input.device.type != "cpu":
+            input, state, weights = _in_autocast((input, state, weights))
         after = cell.step(cell.project(input, weights), state, weights)
         return after if isinstance(hx, tuple | list) else after[0]
 
@@ -207,6 +216,20 @@ def _one_step(cell: Cell) -> Callable[..., Any]:
 def _state(hx: Tensor | Sequence[Tensor]) -> State:
     return (hx,) if isinstance(hx, Tensor) else tuple(hx)
 
+
+def _in_autocast(given: Any) -> Any:
+    """The nest in the dtype that torch's own kernel would take it to under autocast: states too, unlike in our steps.
+
+    On a GPU that is any network's, on a CPU an LSTM's without projections over padded sequences alone.
+    """
+    kind = tree.tensors(given)[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return given
+    dtype = torch.get_autocast_dtype(kind)
+    return tree.map_tensors(lambda x: x.to(dtype) if x.dtype in _AUTOCAST else x, given)
+
+
+_AUTOCAST = (torch.float32, torch.float16, torch.bfloat16)  # float64 stays as it is
 
 REPLACEMENTS: dict[Any, Callable[..., Any]] = {
     torch.lstm: _recurrent(LSTM),

@@ -1,4 +1,4 @@
-"""Writes into tensors: past autograd, and into tensors that a forward makes itself."""
+"""Writes into tensors: past autograd, and into tensors that a forward makes itself; copies to write into."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +27,14 @@ def _set_data(call: Call, x: Tensor, value: Tensor) -> None:
     _data(call, x).copy_(value)
 
 
+def _deep_copy(call: Call, x: Tensor, memo: dict[int, Any]) -> Tensor:
+    # torch copies a parameter's value, and no history. State held outside has one, which it refuses to copy.
+    if id(x) not in memo:
+        memo[id(x)] = x.detach().clone()
+    copy: Tensor = memo[id(x)]
+    return copy
+
+
 def _made(factory: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def make(call: Call, *args: Any, **kwargs: Any) -> Tensor:
         made = factory(*args, **kwargs)
@@ -45,5 +53,6 @@ FACTORIES: tuple[Callable[..., Tensor], ...] = (
 REPLACEMENTS: dict[Any, Callable[..., Any]] = {
     Tensor.data.__get__: _data,  # type: ignore[attr-defined]
     Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]
+    Tensor.__deepcopy__: _deep_copy,
     **{factory: _made(factory) for factory in FACTORIES},
 }

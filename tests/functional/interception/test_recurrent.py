@@ -335,3 +335,20 @@ def test_flattening_weights_in_forward_leaves_the_callers_where_they_are() -> No
     batched = torch.vmap(lambda params, x: model(params, model.buffers, x)[0], (None, 0))
     x = sequences(2, 5, 2, 3)
     assert_close(batched(model.params, x)[1], model.module.network(x[1])[0], tolerance=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.filterwarnings("ignore:LSTM with projections")  # torch's own, of the module
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    "network", [nn.LSTM(3, 4, 2), nn.LSTM(3, 4, bias=False), nn.LSTM(3, 4, proj_size=2), nn.GRU(3, 4), nn.RNN(3, 4)]
+)
+def test_autocast_gives_the_dtypes_of_torch(network: nn.Module, packed: bool, dtype: torch.dtype) -> None:
+    module = copy.deepcopy(network).to(dtype)
+    x: Any = torch.linspace(-1, 1, 30).reshape(5, 2, 3).to(dtype)
+    model, inputs = functionalize(module), pack_padded_sequence(x, torch.tensor([5, 3])) if packed else x
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours, theirs = model(model.params, model.buffers, inputs)[0], module(inputs)
+    for one, other in zip(tree.tensors(ours), tree.tensors(theirs), strict=True):
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one.float(), other.float(), rtol=0, atol=2e-2)

@@ -17,6 +17,12 @@ def _hardsigmoid(call: Call, input: Tensor, inplace: bool = False) -> Tensor:
     return input.copy_(value) if inplace else value
 
 
+def _mish(call: Call, input: Tensor, inplace: bool = False) -> Tensor:
+    # vmap has no rule for the backward kernel, and would run one task after another.
+    value = input * F.softplus(input).tanh()
+    return input.copy_(value) if inplace else value
+
+
 def _normalize(
     call: Call, input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Tensor | None = None
 ) -> Tensor:
@@ -83,6 +89,7 @@ def _each(value: Any, count: int) -> list[int]:
 
 REPLACEMENTS: dict[Any, Callable[..., Any]] = {
     F.hardsigmoid: _hardsigmoid,
+    F.mish: _mish,
     F.normalize: _normalize,
     F.bilinear: _bilinear,
     F.max_unpool1d: _max_unpool(1),

@@ -1,5 +1,7 @@
 """Small float64 problems that the certification tables share."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -94,6 +96,17 @@ def problem_of(
         optimizer=OPTIMIZERS[optimizer],
     )  # fmt: skip
     return problem, meta
+
+
+def given(problem: Problem, constants: dict[str, Tensor]) -> Problem:
+    """The problem with the rest of its meta-parameters held fixed."""
+    return replace(
+        problem,
+        init=lambda meta, episode: problem.init({**constants, **meta}, episode),
+        inner_loss=lambda meta, *rest: problem.inner_loss({**constants, **meta}, *rest),
+        optimizer=lambda meta: problem.optimizer({**constants, **meta}),
+        outer_loss=lambda meta, *rest: problem.outer_loss({**constants, **meta}, *rest),
+    )
 
 
 def ridge_problem(num_inner_steps: int) -> tuple[Problem, dict[str, Tensor]]:

@@ -55,7 +55,7 @@ def test_every_figure_in_an_experiment_comes_from_its_json() -> None:
         assert results, f"{page} has no JSON beside it"
         shown = {value for data in results for value in _rounded(data)}
         for row in re.findall(r"^\| \*\*ours.*\|$", page.read_text(), flags=re.MULTILINE):
-            for mean, interval in re.findall(r"([\d.]+) ± ([\d.]+)", row):
+            for mean, interval in re.findall(r"(-?[\d.]+) ± ([\d.]+)", row):
                 assert (mean, interval) in shown, f"{page}: {mean} ± {interval} is in no JSON"
 
 

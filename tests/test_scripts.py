@@ -1,17 +1,28 @@
 """The developers' scripts run, on what a machine without a GPU can show of them."""
 
+import importlib
 import importlib.util
 import json
+import os
+import subprocess
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
+from metalearn.tasks import Glyphs
+
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
 
 def script(name: str) -> ModuleType:
+    if str(SCRIPTS) not in sys.path:
+        sys.path.append(str(SCRIPTS))  # as it is for `python scripts/NAME.py`
     spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -72,38 +83,47 @@ def test_every_row_names_an_experiment() -> None:
         assert row.overrides[0].removeprefix("experiment=") in experiments
 
 
-def test_the_shares_of_the_sampling_benchmark(tmp_path: Path) -> None:
-    bench = script("bench")
-    bench.CASES["tiny"] = lambda repeats: {"source": _measured(bench, repeats)}
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """A module of the benchmarks, as scripts/bench.py sees it."""
+    monkeypatch.setattr(sys, "path", [str(SCRIPTS), *sys.path])
+    return lambda name: importlib.import_module(f"benchmarks.{name}")
+
+
+def test_the_shares_of_the_sampling_benchmark(tmp_path: Path, benchmark: Callable[[str], ModuleType]) -> None:
+    bench, sampling = script("bench"), benchmark("sampling")
+
+    def tiny(options: Namespace) -> dict[str, object]:
+        source = Glyphs(ways=2, shots=1, query_shots=1, num_alphabets=3, characters=3, drawings=3)
+        return {"source": sampling.share_of(source, 4, options.repeats)}
+
+    bench.CASES["tiny"] = replace(sampling.CASE, measure=tiny)
     assert bench.main(["tiny", "--repeats", "2", "--json", str(tmp_path / "tiny.json")]) == 0
     measured = json.loads((tmp_path / "tiny.json").read_text())["measured"]["source"]
     ratio = measured["draw_seconds"]["median"] / measured["step_seconds"]["median"]
     assert measured["share"] == pytest.approx(ratio)
 
 
-def _measured(bench: ModuleType, repeats: int) -> dict[str, object]:
-    from metalearn.tasks import Glyphs
-
-    source = Glyphs(ways=2, shots=1, query_shots=1, num_alphabets=3, characters=3, drawings=3)
-    return bench._share(source, 4, repeats)
-
-
-def test_every_way_of_the_ensemble_benchmark_does_the_same_work() -> None:
-    bench = script("bench")
-    for name in bench.NETS:
-        results = [bench._ensemble(name, 3, way)() for way in bench.WAYS]
+def test_every_way_of_the_ensemble_benchmark_does_the_same_work(benchmark: Callable[[str], ModuleType]) -> None:
+    ensemble = benchmark("ensemble")
+    for name in ensemble.NETS:
+        results = [ensemble.evaluation(name, 3, way)() for way in ensemble.WAYS]
         outputs = [result[0] if isinstance(result, tuple) else result for result in results]
         for output in outputs:
             torch.testing.assert_close(output, outputs[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of memory is read from Linux")
-def test_the_ensemble_benchmark_measures_time_and_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = script("bench")
-    monkeypatch.setattr(bench, "NETS", {name: net for name, net in bench.NETS.items() if name.startswith("mlp")})
-    monkeypatch.setattr(bench, "WAYS", {way: bench.WAYS[way] for way in ("list of modules", "one call")})
-    bench.CASES["tiny"] = lambda repeats: bench.ensemble(repeats, copies=[500])
-    bench.LINES["tiny"] = bench._lines_of_ensemble
+LINUX = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of memory is read from Linux")
+
+
+@LINUX
+def test_the_ensemble_benchmark_measures_time_and_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, benchmark: Callable[[str], ModuleType]
+) -> None:
+    bench, ensemble = script("bench"), benchmark("ensemble")
+    monkeypatch.setattr(ensemble, "NETS", {name: net for name, net in ensemble.NETS.items() if name.startswith("mlp")})
+    monkeypatch.setattr(ensemble, "WAYS", {way: ensemble.WAYS[way] for way in ("list of modules", "one call")})
+    bench.CASES["tiny"] = replace(ensemble.CASE, measure=lambda options: ensemble.measure(options, copies=[500]))
     paths = {"--json": tmp_path / "tiny.json", "--picture": tmp_path / "tiny.png"}
     assert bench.main(["tiny", "--repeats", "1", *(str(part) for pair in paths.items() for part in pair)]) == 0
     (by_copies,) = json.loads(paths["--json"].read_text())["measured"].values()
@@ -113,3 +133,72 @@ def test_the_ensemble_benchmark_measures_time_and_memory(tmp_path: Path, monkeyp
     # The activations of 500 copies are 500 x 32 x 64 floats a layer: 4 MB, several of them at once.
     assert row["peak_megabytes"] > 8 > modules["peak_megabytes"]
     assert paths["--picture"].stat().st_size > 1000
+
+
+def test_every_exact_way_of_the_memory_benchmark_is_the_plain_loops_gradient(
+    benchmark: Callable[[str], ModuleType],
+) -> None:
+    memory, loops = benchmark("memory"), benchmark("loops")
+    expected = loops.plain(2)()
+    for way in memory.EXACT:
+        assert loops.error(memory.gradient_of(way, 2)(), expected) < memory.MOST_ERROR, way
+    of_a_rate = memory.gradient_of("ForwardMode, a learned rate alone", 2)()
+    assert loops.error(of_a_rate, memory._by_the_rate(2)) < memory.MOST_ERROR
+    assert loops.error(memory.gradient_of("FirstOrder", 2)(), expected) > 1e-2, "the comparison can fail"
+
+
+def test_a_wrong_gradient_is_not_measured(
+    monkeypatch: pytest.MonkeyPatch, benchmark: Callable[[str], ModuleType]
+) -> None:
+    memory = benchmark("memory")
+    assert memory._check("Unrolled")["way"] == "Unrolled"
+    monkeypatch.setitem(memory.EXACT, "Unrolled", memory.FirstOrder())
+    with pytest.raises(SystemExit, match="another gradient than the plain loop"):
+        memory._check("Unrolled")
+
+
+@LINUX
+def test_the_memory_benchmark_measures_checks_and_predicts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, benchmark: Callable[[str], ModuleType]
+) -> None:
+    bench, memory = script("bench"), benchmark("memory")
+
+    def here(interpreter: str, what: str, ways: Sequence[str]) -> Iterator[dict[str, object]]:
+        for way in ways if what != "predict" else ():
+            if what == "check":
+                yield memory._in_a_new_process(memory._check, way)[0]
+            else:
+                yield from (memory._in_a_new_process(memory._measure, way, steps)[0] for steps in memory.STEPS)
+        if what == "predict":
+            yield from memory._predictions()
+
+    monkeypatch.setattr(memory, "STEPS", (2, 8))
+    monkeypatch.setattr(memory, "CHECKED", (1,))
+    monkeypatch.setattr(memory, "OURS", ("plain loop", "Unrolled", "Stepwise(every=1)"))
+    monkeypatch.setattr(memory, "EXACT", {way: memory.EXACT[way] for way in ("Unrolled", "Stepwise(every=1)")})
+    monkeypatch.setattr(memory, "_parts", here)
+    paths = {"--json": tmp_path / "tiny.json", "--picture": tmp_path / "tiny.png"}
+    assert bench.main(["memory", *(str(part) for pair in paths.items() for part in pair)]) == 0
+    measured = json.loads(paths["--json"].read_text())["measured"]
+    unrolled, stepwise = (measured[way]["8"] for way in ("Unrolled", "Stepwise(every=1)"))
+    # Six more steps' graphs are about 40 MB; six more states are 3.
+    assert unrolled["peak_megabytes"] > measured["Unrolled"]["2"]["peak_megabytes"] + 25
+    assert stepwise["peak_megabytes"] < unrolled["peak_megabytes"] - 20
+    assert stepwise["predicted_megabytes"] == pytest.approx(unrolled["predicted_megabytes"] - 41, abs=3)
+    assert stepwise["times_unrolled"] == pytest.approx(stepwise["seconds"] / unrolled["seconds"])
+    assert paths["--picture"].stat().st_size > 1000
+
+
+def test_a_part_that_fails_stops_the_benchmark(benchmark: Callable[[str], ModuleType]) -> None:
+    memory = benchmark("memory")
+    with pytest.raises(SystemExit, match="check failed"):
+        list(memory._parts(sys.executable, "check", ["no such way"]))
+
+
+@pytest.mark.parametrize("arguments", [[], [str(SCRIPTS.parent / "env")]])
+def test_the_peers_environment_stays_out_of_the_checkout(arguments: list[str]) -> None:
+    command = ["bash", str(SCRIPTS / "peers.sh"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHON": "false"})
+    assert done.returncode == 2
+    assert "outside" in done.stderr
+    assert not (SCRIPTS.parent / "env").exists()

@@ -22,12 +22,12 @@ BufferPolicy: TypeAlias = Literal["mean", "keep"]
 POLICIES: tuple[BufferPolicy, ...] = ("mean", "keep")
 
 NonfinitePolicy: TypeAlias = Literal["stop", "skip"]
-"""What becomes of a task whose loss or gradient is no number: it spoils the mean, which stops training, or is left out."""
+"""A task whose loss or gradient is no number spoils the mean, which ends training, or is left out."""
 
 NONFINITE: tuple[NonfinitePolicy, ...] = ("stop", "skip")
 
 SKIPPED = "skipped_tasks"
-"""The metric that counts the tasks left out of a meta-batch. It is the same for all, so that their mean is the count."""
+"""The metric that counts the tasks left out of a meta-batch: the same for all of them, so that the mean is the count."""
 
 
 class BatchedMetaGradient(Protocol):
@@ -155,7 +155,7 @@ def concatenate(parts: Sequence[Any]) -> Any:
 
 
 def clipped_by_task(grads: Tensors, norm: float) -> Tensors:
-    """Gradients `[task, …]`, each task's scaled down to a norm where it has a larger one; what is no number stays so."""
+    """Gradients `[task, …]`, each task's scaled down to a norm if it has a larger one; what is no number stays so."""
     largest = torch.stack([leaf.abs().flatten(1).amax(1) for leaf in grads.values()]).amax(0)
     unit = torch.where(largest > 0, largest, 1)  # squares of large entries would overflow
     squares = [(leaf / along(unit, leaf)).square().flatten(1).sum(1) for leaf in grads.values()]

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -44,7 +44,12 @@ class Strategy(ABC):
     """How the outer gradient flows through the inner loop.
 
     A strategy of one's own implements `value_and_grad` alone; `metalearn.testing.check_meta_gradient` certifies it.
+
+    Attributes:
+        inexact: why its gradient is not the objective's, on purpose; empty where it is. Told by what certifies it.
     """
+
+    inexact: ClassVar[str] = ""
 
     @abstractmethod
     def value_and_grad(self, problem: Problem) -> MetaGradient:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from metalearn.problem import Episode, Problem
 from metalearn.types import Aux, Tensors
 
 STANDARD_ERROR = "gradient_standard_error"
+ESTIMATE = f"It is an estimate: compare its error with its own standard error, the metric {STANDARD_ERROR}."
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class EvolutionStrategies(Strategy):
 
     $g = \frac{1}{2 N \sigma} \sum_i \epsilon_i (f(meta + \sigma \epsilon_i) - f(meta - \sigma \epsilon_i))$,
     $\epsilon_i \sim N(0, I)$. Unbiased for the smoothed objective, and for $f$ itself where it is quadratic. The norm
-    of its standard error comes back as the metric `gradient_standard_error`. Each episode draws by its own key.
+    of its standard error, from two pairs on, comes back as the metric `gradient_standard_error`. Each episode draws by
+    its own key.
 
     Reference: Salimans, Ho, Chen, Sidor and Sutskever 2017, arXiv:1703.03864.
 
@@ -42,6 +44,8 @@ class EvolutionStrategies(Strategy):
         chunk_size: so many pairs at once under vmap; 1 runs them in a plain loop, where a loss may read values.
         seed: of the perturbations.
     """
+
+    inexact: ClassVar[str] = ESTIMATE
 
     sigma: float = 0.01
     num_pairs: int = 16
@@ -69,8 +73,8 @@ class EvolutionStrategies(Strategy):
             with torch.no_grad():  # the run at `meta` has shown what is captured
                 differences = _over_pairs(difference, noise, self.chunk_size)
             grads, error = _weighted(noise, differences, self.sigma, meta)
-            metrics = {**aux.metrics, STANDARD_ERROR: error}
-            return Outcome(*tree.detach((value, grads, aux._replace(metrics=metrics))), carry=None)
+            aux = aux._replace(metrics={**aux.metrics, **error})
+            return Outcome(*tree.detach((value, grads, aux)), carry=None)
 
         return run
 
@@ -109,6 +113,8 @@ class PersistentEvolutionStrategies(Strategy):
         chunk_size: so many pairs at once under vmap; 1 runs them in a plain loop, where a loss may read values.
         seed: of the perturbations.
     """
+
+    inexact: ClassVar[str] = ESTIMATE
 
     num_steps: int
     sigma: float = 0.01
@@ -151,7 +157,7 @@ class PersistentEvolutionStrategies(Strategy):
                 differences, above, below = _over_pairs(pair, (fresh, states), self.chunk_size)
             summed = fresh if carry is None else carry.noise + fresh
             grads, error = _weighted(summed, differences, self.sigma, meta)
-            outcome = Outcome(value, grads, aux._replace(metrics={**aux.metrics, STANDARD_ERROR: error}), None)
+            outcome = Outcome(value, grads, aux._replace(metrics={**aux.metrics, **error}), None)
             if last < problem.num_inner_steps:
                 outcome = outcome._replace(carry=Particles(center, above, below, summed, last))
             return tree.detach(outcome)
@@ -191,14 +197,16 @@ def _noise(meta: Tensors, episode: Episode, seed: int, step: int, num_pairs: int
     return random.normal(key, (num_pairs, sum(value.numel() for value in meta.values())), dtype=dtype)
 
 
-def _weighted(noise: Tensor, differences: Tensor, sigma: float, meta: Tensors) -> tuple[Tensors, Tensor]:
-    """The mean over pairs of noise times difference / 2 sigma, and the norm of its standard error."""
+def _weighted(noise: Tensor, differences: Tensor, sigma: float, meta: Tensors) -> tuple[Tensors, Tensors]:
+    """The mean over pairs of noise times difference / 2 sigma; and its standard error, which one pair does not show."""
     each = noise * (differences / (2 * sigma))[:, None]
     mean = each.mean(0)
     num_pairs = len(each)
-    variance = (each - mean).square().sum() / max(num_pairs - 1, 1)
     grads = {name: part.to(meta[name].dtype) for name, part in tree.from_vector(mean, meta).items()}
-    return grads, (variance / num_pairs).sqrt()
+    if num_pairs == 1:
+        return grads, {}
+    variance = (each - mean).square().sum() / (num_pairs - 1)
+    return grads, {STANDARD_ERROR: (variance / num_pairs).sqrt()}
 
 
 def _over_pairs(function: Callable[[Any], Any], nest: Any, chunk_size: int | None) -> Any:

@@ -1,6 +1,7 @@
 """The outer gradient with the inner gradients taken for constants."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from metalearn.errors import UsageError
 from metalearn.metagrad.base import MetaGradient, Strategy
@@ -23,6 +24,8 @@ class FirstOrder(Strategy):
     Attributes:
         until: the meta step from which the exact gradient is taken (MAML++'s annealing of the order); None for never.
     """
+
+    inexact: ClassVar[str] = "It is biased on purpose: it takes the inner gradients for constants."
 
     until: int | None = None
 

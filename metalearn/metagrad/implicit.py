@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -57,6 +57,10 @@ class Implicit(Strategy):
         damping: $\lambda$, which steadies an almost singular Hessian and biases the gradient.
         tolerance: a residual above it is told.
     """
+
+    inexact: ClassVar[str] = (
+        "It is the gradient of the minimum that the inner loop converges to, as exact as the residuals in its metrics."
+    )
 
     solver: Solver = "cg"
     num_iterations: int = 20

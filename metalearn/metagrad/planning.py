@@ -25,7 +25,7 @@ from metalearn.types import Tensors
 
 LENGTHS = (3, 6)  # of the measured runs; in the first two steps not everything that a strategy keeps is there yet
 REPEATS = 2
-MARGIN = 0.8  # of the free memory: a prediction may be a fifth off, and so may malloc's bookkeeping
+MARGIN = 0.8  # of the free memory; a process takes more than its tensors (see `peak_bytes`)
 MOST_FORWARD = 100  # meta-parameters that ForwardMode is measured for
 
 
@@ -204,6 +204,8 @@ class _Runs:
             def work() -> object:
                 return gradient(self.meta, self.episode)
 
+            if not self._known:
+                work()  # a model's first call runs it once more
             self._known[key] = _Measured(peak_bytes(work, self.device), self._seconds(work))
         return self._known[key]
 

@@ -1,7 +1,7 @@
 """Reptile's direction: from the adapted parameters back to the start."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from metalearn import tree
 from metalearn.captured import refuse_captured
@@ -23,6 +23,8 @@ class Reptile(Strategy):
 
     Reference: Nichol, Achiam and Schulman 2018, arXiv:1803.02999, Algorithm 1.
     """
+
+    inexact: ClassVar[str] = "It gives a direction, from the start to what was adapted, and not a gradient."
 
     def value_and_grad(self, problem: Problem) -> MetaGradient:
         """See `Strategy.value_and_grad`; not the gradient of the outer loss, and without a carry."""

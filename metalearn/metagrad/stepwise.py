@@ -25,7 +25,9 @@ class Stepwise(Strategy):
         every: keep each so many steps' state. 1 computes every step twice; more computes them three times, with less
             kept; `"sqrt"` keeps the fewest, about the square root of the number of steps.
         mode: second derivatives by `"reverse"` over reverse, or `"forward"` over reverse (Kemaev et al. 2025,
-            MixFlow-MG, arXiv:2505.00793), which may be cheaper: measure with `metalearn.metagrad.plan`.
+            MixFlow-MG, arXiv:2505.00793), which may be cheaper: measure with `metalearn.metagrad.plan`. The latter
+            takes the inner gradient for the derivative of the inner loss: one with hooks on gradients, or with an
+            autograd.Function whose backward is something else on purpose, needs the former.
     """
 
     every: int | Literal["sqrt"] = 1

@@ -61,10 +61,12 @@ class MetaTrace:
             )
         at = self.explodes_at
         if at is not None:
+            # No clipping mends what is no number.
+            clip = ", set meta.clip" if math.isfinite(self.meta_grad_norms[0]) else ""
             return (
                 f"the meta-gradient grows from {self.meta_grad_norms[-1]:.3g} to {self.meta_grad_norms[0]:.3g} on its "
-                f"way back through the inner steps, most at inner step {at + 1}: lower inner.lr, set meta.clip, or cut "
-                "it short with metagrad=truncated"
+                f"way back through the inner steps, most at inner step {at + 1}: lower inner.lr{clip}, or cut it short "
+                "with metagrad=truncated"
             )
         return None
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from metalearn import tree
 from metalearn.errors import UsageError
@@ -43,6 +43,8 @@ class Truncated(Strategy):
         num_steps: how many steps the gradient goes through, at least 1.
         windows: take one window after the other, a meta step each.
     """
+
+    inexact: ClassVar[str] = "It is biased on purpose where it cuts steps off: num_steps < num_inner_steps, or windows."
 
     num_steps: int
     windows: bool = False

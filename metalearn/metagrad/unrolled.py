@@ -38,7 +38,6 @@ def through_graph(
     problem: Problem, meta: Tensors, episode: Episode, states: Callable[[Tensors], Iterable[tuple[int, InnerState]]]
 ) -> tuple[Outcome, InnerState]:
     """Backpropagation through the graph of some states, a function of `meta`: the outcome, and the last of them."""
-
     closed: list[Callable[[Iterable[Tensor]], InnerState]] = []
 
     def objective(meta: Tensors) -> tuple[Tensor, tuple[Aux, list[Tensor]]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from metalearn import random, tree
 from metalearn.errors import UsageError
 from metalearn.inner import outer_value
-from metalearn.metagrad import Strategy, Unrolled
+from metalearn.metagrad import Outcome, Strategy, Unrolled
 from metalearn.problem import Episode, Problem
 from metalearn.testing.replay import holding_constants
 from metalearn.types import Tensors
@@ -126,6 +126,7 @@ def check_meta_gradient(
             f"the meta-gradient of {type(strategy or Unrolled()).__name__} is wrong: relative error {report.error:.1e} "
             f"against finite differences (tolerance {tolerance:.0e}, the differences agree to "
             f"{report.finite_difference_error:.0e}). Per direction: {', '.join(f'{error:.1e}' for error in errors)}."
+            f"{_told(strategy or Unrolled(), outcome)}"
         )
     return report
 
@@ -158,10 +159,17 @@ class FiniteDifferences:
 def assert_close(got: Any, expected: Any, *, tolerance: float = 1e-10) -> float:
     """The difference of two nests of tensors over the norm of the second; raises AssertionError above `tolerance`."""
     difference = [a.double() - b.double() for a, b in zip(tree.tensors(got), tree.tensors(expected), strict=True)]
-    error = (tree.norm(difference) / tree.norm(expected).double().clamp_min(1e-12)).item()
+    wide = [leaf.double() for leaf in tree.tensors(expected)]  # the square of a random key overflows as an integer
+    error = (tree.norm(difference) / tree.norm(wide).clamp_min(1e-12)).item()
     if not error <= tolerance:
         raise AssertionError(f"relative error {error:.1e}, tolerance {tolerance:.0e}")
     return error
+
+
+def _told(strategy: Strategy, outcome: Outcome) -> str:
+    """What the strategy itself says about a gradient that is not the objective's."""
+    remark = strategy.remark({name: float(value) for name, value in outcome.aux.metrics.items()})
+    return "".join(f" {text}" for text in (strategy.inexact, remark) if text)
 
 
 def _unit_direction(meta: Tensors, key: Tensor) -> Tensors:

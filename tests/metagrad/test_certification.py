@@ -48,7 +48,7 @@ def test_every_hyper_parameter_alone(optimizer: str, learned: list[str]) -> None
     episode = problems.one(problems.images())
     for name in learned:
         others = {key: value for key, value in meta.items() if key != name}
-        report = check_meta_gradient(_given(problem, others), {name: meta[name]}, episode, num_directions=2)
+        report = check_meta_gradient(problems.given(problem, others), {name: meta[name]}, episode, num_directions=2)
         assert report.gradient_norm > 1e-6, name
 
 
@@ -197,14 +197,3 @@ def test_differentiating_through_the_runner_is_refused(way) -> None:
         torch.func.grad(lambda meta: run(meta, problems.images()).value)(meta)
     leaves = {name: value.clone().requires_grad_() for name, value in meta.items()}
     assert not run(leaves, problems.images()).value.requires_grad
-
-
-def _given(problem, constants):
-    """The problem with the rest of its meta-parameters held fixed."""
-    return replace(
-        problem,
-        init=lambda meta, episode: problem.init({**constants, **meta}, episode),
-        inner_loss=lambda meta, *rest: problem.inner_loss({**constants, **meta}, *rest),
-        optimizer=lambda meta: problem.optimizer({**constants, **meta}),
-        outer_loss=lambda meta, *rest: problem.outer_loss({**constants, **meta}, *rest),
-    )

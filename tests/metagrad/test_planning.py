@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -34,10 +35,11 @@ from metalearn.types import Episodes, Tensors
 # torch's own, at the first jvp of a process.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
 
+RUNNING = "conv4, running statistics"
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "mlp": (lambda: MLP(input_shape=(4,), num_outputs=3, hidden=(16, 16)), (4,)),
     "conv4": (lambda: Conv4(input_shape=(1, 16, 16), num_outputs=3, filters=4), (1, 16, 16)),
-    "conv4, running statistics": (
+    RUNNING: (
         lambda: Conv4(input_shape=(1, 16, 16), num_outputs=3, filters=4, norm="batch_running"),
         (1, 16, 16),
     ),
@@ -68,22 +70,20 @@ def measured(strategy: Strategy, problem: Problem, meta: Tensors, episode: Episo
     return peak_bytes(lambda: gradient(meta, episode), "cpu")
 
 
-STRATEGIES = [Unrolled(), Stepwise(), Stepwise(every="sqrt"), Stepwise(every=7), Stepwise(mode="forward"), FirstOrder(),
-              Truncated(10), Truncated(10, windows=True), Truncated(1000), Reptile()]  # fmt: skip
+STRATEGIES = [Unrolled(), Stepwise(), Stepwise(every="sqrt"), Stepwise(every=5), Stepwise(mode="forward"), FirstOrder(),
+              Truncated(8), Truncated(8, windows=True), Truncated(1000), Reptile()]  # fmt: skip
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("model", "optimizer"), [*product(["mlp", "conv4"], ["sgd", "adam"]), (RUNNING, "sgd")])
 def test_the_prediction_is_what_the_run_takes(model: str, optimizer: str) -> None:
-    problem, meta, episode = case(model, optimizer, 30)
+    problem, meta, episode = case(model, optimizer, 13)
     for row in plan(problem, meta, episode, strategies=STRATEGIES).rows:
         assert row.refused is None
-        assert row.peak_bytes == pytest.approx(measured(row.strategy, problem, meta, episode), rel=0.05), row.name
+        assert row.peak_bytes == pytest.approx(measured(row.strategy, problem, meta, episode), rel=0.1), row.name
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_inner_steps", [100, 500])
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize(("optimizer", "num_inner_steps"), [("sgd", 500), ("adam", 100)])
 def test_the_prediction_holds_for_long_loops(optimizer: str, num_inner_steps: int) -> None:
     problem, meta, episode = case("mlp", optimizer, num_inner_steps)
     strategies = [Unrolled(), Stepwise(), Stepwise(every="sqrt"), FirstOrder(), Truncated(20)]
@@ -95,7 +95,7 @@ def test_the_prediction_holds_with_a_loss_after_every_step() -> None:
     problem, meta, episode = case("mlp", "sgd", 20)
     problem = replace(problem, outer_weights=torch.linspace(0.01, 0.1, 20))
     for row in plan(problem, meta, episode, strategies=[Unrolled(), Stepwise(), Stepwise(every="sqrt")]).rows:
-        assert row.peak_bytes == pytest.approx(measured(row.strategy, problem, meta, episode), rel=0.05), row.name
+        assert row.peak_bytes == pytest.approx(measured(row.strategy, problem, meta, episode), rel=0.1), row.name
 
 
 @pytest.mark.parametrize("num_inner_steps", [0, 1, 4])
@@ -149,7 +149,7 @@ def test_the_default_rows_say_what_they_are() -> None:
     assert times["Unrolled()"] == 1.0
     assert times["ForwardMode()"] is None
     table = str(found).splitlines()
-    assert table[0] == "20 inner steps, 1 task(s) at once, memory that may be used: 1,000.0 MB"
+    assert table[0] == "20 inner steps, 1 task(s) at once, memory that may be used: 1.00 GB"
     assert table[-1] == "recommended: Unrolled()"
     assert len(table) == 2 + len(found.rows) + 1
 

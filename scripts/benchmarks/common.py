@@ -1,0 +1,58 @@
+"""What the benchmarks share: how a case is written, time and memory of a process."""
+
+import ctypes
+import gc
+import statistics
+import time
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Case:
+    """A benchmark.
+
+    Attributes:
+        measure: the command line's options -> what was measured, by name.
+        lines: a name and what was measured -> text to print.
+        picture: draws all of it into a file.
+        part: what a new process that `measure` starts does with its arguments.
+    """
+
+    measure: Callable[[Namespace], dict[str, Any]]
+    lines: Callable[[str, dict[str, Any]], str]
+    picture: Callable[[dict[str, Any], Path], None] | None = None
+    part: Callable[[list[str]], None] | None = None
+
+
+def seconds(work: Callable[[], object], repeats: int) -> list[float]:
+    """The process time of each repetition, after one that is not counted."""
+    work()
+    found = []
+    for _ in range(repeats):
+        start = time.process_time()
+        work()
+        found.append(time.process_time() - start)
+    return found
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "lowest": min(values), "highest": max(values)}
+
+
+def peak_megabytes(work: Callable[[], object]) -> float:
+    """The largest resident memory while the work is done, over that just before it (Linux)."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # freed memory that is kept would hide what the work takes
+    Path("/proc/self/clear_refs").write_text("5")  # resets the mark of the highest resident memory
+    before = _status("VmRSS")
+    work()
+    return (_status("VmHWM") - before) / 1024
+
+
+def _status(field: str) -> int:
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{field}:"))
+    return int(line.split()[1])  # kB

@@ -27,7 +27,7 @@ NonfinitePolicy: TypeAlias = Literal["stop", "skip"]
 NONFINITE: tuple[NonfinitePolicy, ...] = ("stop", "skip")
 
 SKIPPED = "skipped_tasks"
-"""The metric that counts the tasks left out of a meta-batch: the same for all of them, so that the mean is the count."""
+"""The metric that counts the tasks left out of a meta-batch: the same for all tasks, so that the mean is the count."""
 
 
 class BatchedMetaGradient(Protocol):

@@ -201,7 +201,8 @@ class Pieces:
             new = InnerState(params, after.state.buffers, opt_state)
             return _given_all(_at(new, after.places[:first] + after.places[first + second :]))
 
-        params, zero = leaves[:num_params], (buffers_bar or bars)[0].real.new_zeros(())
+        # Copies: a tangent takes as much memory as the whole storage that its primal is a part of.
+        params, zero = [leaf.clone() for leaf in leaves[:num_params]], (buffers_bar or bars)[0].real.new_zeros(())
         _, pull = pullback(updated, self.meta, gradient(params, zero)[1][:num_params], leaves)
         meta_bar, grads_bar, leaves_bar = pull(bars[:first] + bars[first + second :], retain_graph=False)
         by_meta, by_leaves = pushforward(gradient, (params, zero), (grads_bar, torch.ones_like(zero)))[1]

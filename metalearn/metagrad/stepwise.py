@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 from metalearn.errors import UsageError, did_you_mean
 from metalearn.metagrad.base import MetaGradient, Outcome, Strategy, constants, refuse_carry
+from metalearn.metagrad.keeping import Rows
 from metalearn.metagrad.pieces import Mode, Pieces, Point, added
 from metalearn.problem import Episode, Problem
 from metalearn.types import Tensors
@@ -47,20 +48,22 @@ class Stepwise(Strategy):
         def run(meta: Tensors, episode: Episode, carry: Any = None) -> Outcome:
             refuse_carry(self, carry)
             pieces = Pieces(problem, *constants(meta, episode))
-            kept: dict[int, Point] = {}
+            kept: list[Point] = []
+            rows, rows_of_stretch = Rows(math.ceil(num_steps / every)), Rows(every - 1)
             point = began = pieces.starting_point()
             for step in range(num_steps):
                 if step % every == 0:
-                    kept[step] = point
+                    point = rows.placed(step // every, point)
+                    kept.append(point)
                 point = pieces.next_point(point, step)
             back = Backward(pieces, point, num_steps, self.mode)
             aux = back.aux
             for first in reversed(range(0, num_steps, every)):
-                points = [kept.pop(first)]
+                stretch = [kept.pop()]
                 for step in range(first, min(first + every, num_steps) - 1):
-                    points.append(pieces.next_point(points[-1], step))
-                while points:
-                    back.to(points.pop())
+                    stretch.append(rows_of_stretch.placed(len(stretch) - 1, pieces.next_point(stretch[-1], step)))
+                while stretch:
+                    back.to(stretch.pop())
             grads = added(back.meta, pieces.pull_start(began, back.cotangent))
             return Outcome(back.value, grads, aux, None)
 

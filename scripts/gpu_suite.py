@@ -24,9 +24,12 @@ import torch
 from metalearn import Episodes, functionalize, losses, models, random, tree
 from metalearn.algorithms import MAML
 from metalearn.execution import Loop, Vmap
-from metalearn.metagrad import Unrolled
+from metalearn.metagrad import Stepwise, Strategy, Truncated, Unrolled, plan
+from metalearn.metagrad.memory import peak_bytes
+from metalearn.problem import Problem
 from metalearn.tasks import ClassificationSource, Sinusoid
 from metalearn.testing import assert_close
+from metalearn.types import Tensors
 
 INTERRUPTED = 130
 
@@ -114,13 +117,43 @@ def check_gradients(device: torch.device) -> dict[str, Any]:
     return errors
 
 
-def _gradient(device: torch.device | str, way: Loop | Vmap, source: ClassificationSource) -> Any:
+def check_strategies(device: torch.device) -> dict[str, Any]:
+    """Exact strategies on the device against Unrolled on the CPU; their peak memory there, and what a plan predicts."""
+    images = torch.rand(12, 8, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    source = ClassificationSource(name="check", classes={"train": images}, query_shots=2, ways=4, shots=2)
+    expected = _gradient("cpu", Loop(), source, Unrolled())
+    found: dict[str, Any] = {}
+    for strategy in (Unrolled(), Stepwise(), Stepwise(every="sqrt"), Stepwise(mode="forward"), Truncated(2)):
+        for way in (Loop(), Vmap()):
+            got = _gradient(device, way, source, strategy)
+            found[f"{strategy!r}, {way!r}"] = assert_close(got, expected, tolerance=1e-9)
+    problem, meta, episodes = _problem(device, source, num_inner_steps=40)
+    episode = tree.map_tensors(lambda leaf: leaf[0], episodes)
+    for row in plan(problem, meta, episode, strategies=[Unrolled(), Stepwise(), Stepwise(every="sqrt")]).rows:
+        gradient = row.strategy.value_and_grad(problem)
+        measured = peak_bytes(lambda gradient=gradient: gradient(meta, episode), device)  # type: ignore[misc]
+        found[f"{row.name}, 40 steps"] = {"predicted_bytes": row.peak_bytes, "measured_bytes": measured}
+        assert row.peak_bytes is not None, row.refused
+        assert abs(row.peak_bytes - measured) <= 0.2 * measured, f"{row.name}: {row.peak_bytes} of {measured} bytes"
+    return found
+
+
+def _problem(
+    device: torch.device | str, source: ClassificationSource, num_inner_steps: int
+) -> tuple[Problem, Tensors, Episodes]:
     torch.manual_seed(0)
     module = models.Conv4(input_shape=(1, 16, 16), num_outputs=4, filters=8).double()
-    maml = MAML(loss=losses.cross_entropy, inner_lr=0.1, num_inner_steps=2)
+    maml = MAML(loss=losses.cross_entropy, inner_lr=0.1, num_inner_steps=num_inner_steps)
     model = functionalize(module).to(device)
     episodes = tree.cast(source.to(device).episodes("train", range(6)), torch.float64)
-    found = way.value_and_grad(Unrolled(), maml.problem(model))(maml.init(model), episodes)
+    return maml.problem(model), maml.init(model), episodes
+
+
+def _gradient(
+    device: torch.device | str, way: Loop | Vmap, source: ClassificationSource, strategy: Strategy | None = None
+) -> Any:
+    problem, meta, episodes = _problem(device, source, num_inner_steps=2)
+    found = way.value_and_grad(strategy or Unrolled(), problem)(meta, episodes)
     return tree.to((found.value, found.grads), "cpu")
 
 
@@ -208,6 +241,7 @@ CHECKS: dict[str, Callable[[torch.device], dict[str, Any]]] = {
     "episodes": check_episodes,
     "gradients": check_gradients,
     "certified": check_certified,
+    "strategies": check_strategies,
     "modules": check_modules,
 }
 

@@ -41,6 +41,7 @@ NEEDED = (2e9, 15e6)  # bytes that must be free: some, and some for each inner s
 EXACT: dict[str, Strategy] = {
     "Unrolled": Unrolled(),
     "Stepwise(every=1)": Stepwise(),
+    "Stepwise(every=2)": Stepwise(every=2),
     "Stepwise(every='sqrt')": Stepwise(every="sqrt"),
     "Stepwise(mode='forward')": Stepwise(mode="forward"),
 }

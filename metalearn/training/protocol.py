@@ -47,6 +47,7 @@ def protocol_card(
         "split": split,
         "algorithm": type(algorithm).__name__,
         "metagrad": repr(experiment.strategy),
+        **_chosen(experiment.config.get("metagrad", {})),
         "execution": repr(experiment.execution),
         "inner_steps_train": getattr(algorithm, "num_inner_steps", None),
         "inner_steps_test": num_inner_steps,
@@ -136,6 +137,12 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def _chosen(configured: Mapping[str, Any]) -> dict[str, Any]:
+    """Who chose the strategy, where the user left it to a plan."""
+    was_auto = str(configured.get("_target_", "")).endswith(".Auto")
+    return {"metagrad_chosen_by": "auto: metalearn.metagrad.plan, kept in metagrad.json"} if was_auto else {}
 
 
 def _roles(algorithm: Any, module: nn.Module) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,13 +144,12 @@ def test_a_jump_of_the_gradient_is_seen() -> None:
 
 def test_auto_chooses_once_and_says_so(tmp_path: Path, make_experiment) -> None:
     progress = Telling()
-    experiment = make_experiment(algorithm=maml(), strategy=metagrad.Auto(memory_gb=4.0))
+    config = {"metagrad": {"_target_": "metalearn.metagrad.Auto"}}
+    experiment = make_experiment(algorithm=maml(), strategy=metagrad.Auto(memory_gb=4.0), config=config)
     source = Counting()
     source.stop_at = 2
     with pytest.raises(Interrupted):
-        train(
-            make_experiment(source=source, algorithm=maml(), strategy=metagrad.Auto(4.0)), tmp_path, progress=progress
-        )
+        train(replace(experiment, source=source), tmp_path, progress=progress)
     assert any(text.startswith("metagrad=auto: recommended: Unrolled()") for text in progress.told)
     kept = json.loads((tmp_path / "metagrad.json").read_text())
     assert kept["strategy"] == "Unrolled"
@@ -159,6 +159,7 @@ def test_auto_chooses_once_and_says_so(tmp_path: Path, make_experiment) -> None:
     results = train(experiment, tmp_path, resume=True, progress=again)
     assert not any("metagrad=auto" in text for text in again.told)
     assert results.data["protocol"]["metagrad"] == "Stepwise(every=2, mode='reverse')"
+    assert results.data["protocol"]["metagrad_chosen_by"].startswith("auto")
     measured = evaluate(experiment, tmp_path, baseline=False)
     assert measured.data["protocol"]["metagrad"] == "Stepwise(every=2, mode='reverse')"
     (tmp_path / "metagrad.json").write_text("{}")

@@ -106,7 +106,7 @@ def test_the_comparison_with_random_search_is_written_down(
     searches: ModuleType, imported: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = imported("hyperparameter_optimisation", "run")
-    small = {name: search._replace(num_steps=6) for name, search in run.SEARCHES.items()}
+    small = {name: search._replace(num_steps=16) for name, search in run.SEARCHES.items()}
     monkeypatch.setattr(run, "SEARCHES", small)
     monkeypatch.setattr(sys, "argv", ["run.py", "schedule", "--seeds", "2", "--trials", "2", "--folder", str(tmp_path)])
     run.main()

@@ -1,6 +1,6 @@
 """Small operations on dicts of tensors, and on nests of them."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -81,22 +81,41 @@ def vmapped(function: Callable[[Any], Any], nest: Any, *, chunk_size: int | None
     """
     leaves, structure = flatten(nest)
     axes = tuple(0 if isinstance(leaf, Tensor) else None for leaf in leaves)
-    result_of: dict[str, Any] = {}
+    result_of: dict[str, Callable[[Iterable[Tensor]], Any]] = {}
 
     def one(*leaves: Any) -> tuple[Tensor, ...]:
         # vmap returns tensors only: what else a result holds (None, a name) is remembered beside them.
-        result_of["flat"], result_of["structure"] = flatten(function(unflatten(leaves, structure)))
-        return tuple(leaf for leaf in result_of["flat"] if isinstance(leaf, Tensor))
+        tensors, result_of["closed"] = opened(function(unflatten(leaves, structure)))
+        return tuple(tensors)
 
-    batched = iter(torch.vmap(one, in_dims=axes, chunk_size=chunk_size)(*leaves))
-    filled = [next(batched) if isinstance(leaf, Tensor) else leaf for leaf in result_of["flat"]]
-    return unflatten(filled, result_of["structure"])
+    batched = torch.vmap(one, in_dims=axes, chunk_size=chunk_size)(*leaves)
+    return result_of["closed"](batched)
+
+
+def entry(nest: T, index: int) -> T:
+    """One entry along the first axis of every tensor: `entry(episodes, 0)` is the first task's episode."""
+    return map_tensors(lambda leaf: leaf[index], nest)
+
+
+def joined(parts: Sequence[Any], join: Callable[[list[Tensor]], Tensor]) -> Any:
+    """Nests of one structure as one, each tensor by `torch.cat` or `torch.stack`; other leaves are the first's."""
+    flat = [flatten(part) for part in parts]
+    leaves = [
+        join(list(leaves)) if isinstance(leaves[0], Tensor) else leaves[0]
+        for leaves in zip(*(leaves for leaves, _ in flat), strict=True)
+    ]
+    return unflatten(leaves, flat[0][1])
 
 
 def chunks(nest: Any, size: int) -> Iterator[Any]:
     """A nest in pieces of at most `size` entries along its tensors' first axis."""
     for first in range(0, len(tensors(nest)[0]), size):
         yield map_tensors(lambda leaf, first=first: leaf[first : first + size], nest)  # type: ignore[misc]
+
+
+def vector_as(vector: Tensor, like: Mapping[str, Tensor]) -> Tensors:
+    """As `from_vector`, in the dtypes of `like` too."""
+    return {name: part.to(like[name].dtype) for name, part in from_vector(vector, like).items()}
 
 
 def norm(nest: Any) -> Tensor:

@@ -146,12 +146,7 @@ def count_tasks(episodes: Any) -> int:
 
 def concatenate(parts: Sequence[Any]) -> Any:
     """Nests of one structure, joined along the task axis."""
-    flat = [tree.flatten(part) for part in parts]
-    joined = [
-        torch.cat(leaves) if isinstance(leaves[0], Tensor) else leaves[0]
-        for leaves in zip(*(leaves for leaves, _ in flat), strict=True)
-    ]
-    return tree.unflatten(joined, flat[0][1])
+    return tree.joined(parts, torch.cat)
 
 
 def clipped_by_task(grads: Tensors, norm: float) -> Tensors:

@@ -18,7 +18,7 @@ class Loop(Execution):
     def run(self, function: Callable[[Any], Any], episodes: Any) -> Iterator[Any]:
         """See `Execution.run`; pieces of one task."""
         for index in range(count_tasks(episodes)):
-            task = tree.map_tensors(lambda leaf, index=index: leaf[index], episodes)  # type: ignore[misc]
+            task = tree.entry(episodes, index)
             result = function(pytree.tree_map_only(tuple, _trimmed, task, is_leaf=_is_padded))
             yield tree.map_tensors(lambda leaf: leaf.unsqueeze(0), result)
 

@@ -180,8 +180,8 @@ def _window(
 
 def moved(meta: Tensors, noise: Tensor, scale: float) -> Tensors:
     """`meta + scale * noise`, the noise one vector for all entries."""
-    parts = tree.from_vector(noise, meta)
-    return {name: value + scale * parts[name].to(value.dtype) for name, value in meta.items()}
+    parts = tree.vector_as(noise, meta)
+    return {name: value + scale * parts[name] for name, value in meta.items()}
 
 
 def _noise(meta: Tensors, episode: Episode, seed: int, step: int, num_pairs: int) -> Tensor:
@@ -202,7 +202,7 @@ def _weighted(noise: Tensor, differences: Tensor, sigma: float, meta: Tensors) -
     each = noise * (differences / (2 * sigma))[:, None]
     mean = each.mean(0)
     num_pairs = len(each)
-    grads = {name: part.to(meta[name].dtype) for name, part in tree.from_vector(mean, meta).items()}
+    grads = tree.vector_as(mean, meta)
     if num_pairs == 1:
         return grads, {}
     variance = (each - mean).square().sum() / (num_pairs - 1)
@@ -214,13 +214,7 @@ def _over_pairs(function: Callable[[Any], Any], nest: Any, chunk_size: int | Non
     if chunk_size != 1:
         return tree.vmapped(function, nest, chunk_size=chunk_size)
     count = len(tree.tensors(nest)[0])
-    parts = [function(tree.map_tensors(lambda leaf, i=i: leaf[i], nest)) for i in range(count)]  # type: ignore[misc]
-    flat = [tree.flatten(part) for part in parts]
-    leaves = [
-        torch.stack(each) if isinstance(each[0], Tensor) else each[0]
-        for each in zip(*(leaves for leaves, _ in flat), strict=True)
-    ]
-    return tree.unflatten(leaves, flat[0][1])
+    return tree.joined([function(tree.entry(nest, index)) for index in range(count)], torch.stack)
 
 
 def _check_pairs(strategy: Strategy, sigma: float, num_pairs: int, chunk_size: int | None) -> None:

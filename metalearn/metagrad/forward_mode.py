@@ -46,8 +46,7 @@ class ForwardMode(Strategy):
             refuse_complex(self, meta)
 
             def along(direction: Tensor) -> tuple[Tensor, Tensor, Aux]:
-                given = tree.from_vector(direction, meta)
-                tangents = {name: value.to(meta[name].dtype) for name, value in given.items()}
+                tangents = tree.vector_as(direction, meta)
                 value, slope, aux = pushforward(
                     lambda meta: outer_value(problem, meta, episode), (meta,), (tangents,), has_aux=True
                 )
@@ -58,10 +57,9 @@ class ForwardMode(Strategy):
                 for directions in _unit_vectors(meta, self.chunk_size):
                     slope, values, auxes = tree.vmapped(along, directions)
                     slopes.append(slope)
-            value, aux = tree.map_tensors(lambda leaf: leaf[0], (values, auxes))
+            value, aux = tree.entry((values, auxes), 0)
             refuse_captured(value)
-            parts = tree.from_vector(torch.cat(slopes), meta)
-            grads = {name: part.to(meta[name].dtype) for name, part in parts.items()}
+            grads = tree.vector_as(torch.cat(slopes), meta)
             return Outcome(*tree.detach((value, grads, aux)), carry=None)
 
         return run

@@ -86,9 +86,7 @@ class Implicit(Strategy):
         def run(meta: Tensors, episode: Episode, carry: Any = None) -> Outcome:
             refuse_carry(self, carry)
             pieces = Pieces(problem, *constants(meta, episode))
-            began = state = pieces.start()
-            for step in range(problem.num_inner_steps):
-                state = pieces.step(state, step)
+            began, state = pieces.ends()
             params = tuple(range(len(state.params)))  # a state's leaves begin with its parameters
             end = pieces.judge(Point(state, params), problem.num_inner_steps)
             with explained({**pieces.meta, **state.params}):

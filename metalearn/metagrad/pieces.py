@@ -93,6 +93,13 @@ class Pieces:
         with explained(self.meta), torch.set_grad_enabled(step == 0):
             return tree.detach(_given_all(problem_step(self.problem, self.meta, self.episode, state, step)))
 
+    def ends(self) -> tuple[InnerState, InnerState]:
+        """The states before the first step and after the last."""
+        began = state = self.start()
+        for step in range(self.problem.num_inner_steps):
+            state = self.step(state, step)
+        return began, state
+
     def starting_point(self) -> Point:
         """The state before the first step, and where gradients flow through it."""
         return self._seen(lambda meta, leaves: start(self.problem, meta, self.episode), [])

@@ -33,9 +33,7 @@ class Reptile(Strategy):
         def run(meta: Tensors, episode: Episode, carry: Any = None) -> Outcome:
             refuse_carry(self, carry)
             pieces = Pieces(problem, *constants(meta, episode))
-            began = state = pieces.start()
-            for step in range(problem.num_inner_steps):
-                state = pieces.step(state, step)
+            began, state = pieces.ends()
             direction = {name: value - state.params[name] for name, value in began.params.items()}
             with explained(pieces.meta):
                 _, pull = pullback(lambda meta: start(problem, meta, pieces.episode).params, pieces.meta)

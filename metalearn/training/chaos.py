@@ -42,7 +42,7 @@ def where_it_explodes(laboratory: Laboratory, state: TrainState) -> str | None:
     problem = laboratory.train_problem(state.buffers)
     for index in range(len(indices)):
         try:
-            found = trace(problem, state.meta, tree.map_tensors(lambda leaf, i=index: leaf[i], episodes))  # type: ignore[misc]
+            found = trace(problem, state.meta, tree.entry(episodes, index))
         except (UsageError, RuntimeError):  # what the strategy in use can do, a trace may not be able to
             return None
         told = found.told()

@@ -47,8 +47,7 @@ def _choose(laboratory: Laboratory, folder: Path, state: TrainState, progress: P
     settings, execution = experiment.settings, experiment.execution
     # A loop has no size of chunks: one task is in memory at a time.
     num_tasks = (execution.chunk_size or settings.batch_size) if hasattr(execution, "chunk_size") else 1
-    episodes = laboratory.source.episodes("train", range(1), seed=settings.seed)
-    episode = tree.map_tensors(lambda leaf: leaf[0], episodes)
+    episode = tree.entry(laboratory.source.episodes("train", range(1), seed=settings.seed), 0)
     with blamed():
         planned = experiment.strategy.plan(
             laboratory.train_problem(state.buffers), state.meta, episode, num_tasks=min(num_tasks, settings.batch_size)

@@ -45,7 +45,7 @@ def draw_fit(laboratory: Laboratory, checkpoint: Checkpoint, folder: Path) -> No
         truth = source.true_function("test", indices, x, seed=seed)
     figure = Figure(figsize=(3.4 * _NUM_TASKS, 3.2), layout="constrained")
     for task, axes in enumerate(figure.subplots(1, _NUM_TASKS, squeeze=False)[0]):
-        episode = tree.map_tensors(lambda leaf, task=task: leaf[task], episodes)  # type: ignore[misc]
+        episode = tree.entry(episodes, task)
         fits = fitted(laboratory, checkpoint.meta, checkpoint.buffers, episode, x)
         axes.set(xlabel="x", ylabel="y", title=f"test task {task}")
         _draw_task(axes, x, truth[task], fits, unpadded(episode.support))

@@ -9,18 +9,9 @@ from torch import nn
 from torch.func import grad, jacfwd, jvp, vmap
 
 from metalearn import functionalize
+from tests.stateful import StatefulCounter
 
 D = torch.float64
-
-
-class _Counts(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = nn.Parameter(torch.zeros(1))
-
-    def forward(self, x):
-        self.count += 1
-        return x * self.count
 
 
 class _InPlace(nn.Module):
@@ -38,7 +29,7 @@ class _InPlace(nn.Module):
 
 
 MODULES = {
-    "counter": (_Counts, (4, 1)),
+    "counter": (StatefulCounter, (4, 1)),
     "in place": (_InPlace, (4, 3)),
     "dropout": (lambda: nn.Sequential(nn.Linear(3, 3), nn.Dropout(inplace=True)), (4, 3)),
     "gru": (lambda: nn.GRU(3, 3), (2, 2, 3)),

@@ -8,18 +8,9 @@ from torch.func import grad, vmap
 from metalearn import UsageError, functionalize
 from metalearn.sequence import unroll
 from metalearn.testing import assert_close
+from tests.stateful import StatefulCounter
 
 D = torch.float64
-
-
-class StatefulCounter(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.count = nn.Parameter(torch.zeros(1))
-
-    def forward(self, x):
-        self.count += 1
-        return x * self.count
 
 
 class StatefulAccumulator(nn.Module):

@@ -6,16 +6,7 @@ from torch import nn
 
 from metalearn import UsageError, functionalize, optim, state
 from metalearn.state import Kind
-
-
-class Counter(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = nn.Parameter(torch.zeros(1))
-
-    def forward(self, x):
-        self.count += 1
-        return x * self.count
+from tests.stateful import StatefulCounter
 
 
 def _model():
@@ -41,7 +32,7 @@ def test_every_name_has_its_kind() -> None:
 
 
 def test_a_parameter_that_forward_assigned_to_is_still_one() -> None:
-    model = functionalize(Counter())
+    model = functionalize(StatefulCounter())
     _, buffers = model(model.params, model.buffers, torch.ones(2))
     assert "count" in buffers
     told_apart = state.by_kind(model, model.params, buffers)

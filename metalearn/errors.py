@@ -1,7 +1,9 @@
 """The error a user's mistake raises, and the wording that helps to mend it."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from difflib import get_close_matches
+
+_FEW = 12  # names that an error may list
 
 
 class UsageError(ValueError):
@@ -41,3 +43,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if close:
         return f"Did you mean {' or '.join(repr(match) for match in close)}?"
     return f"Known: {', '.join(repr(match) for match in names)}."
+
+
+def closest(name: str, known: Collection[str]) -> str:
+    """`did_you_mean`, but where none of many names is close, what they begin with."""
+    near = did_you_mean(name, known)
+    if not near.startswith("Known") or len(known) <= _FEW:
+        return near
+    firsts = list(dict.fromkeys(each.partition(".")[0] for each in known))
+    shown = ", ".join(map(repr, firsts[:_FEW])) + (", …" if len(firsts) > _FEW else "")
+    return f"The names begin with {shown}."

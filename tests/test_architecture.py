@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "metalearn"
-LEAVES = {"errors", "types", "random", "tree", "losses", "files"}
+LEAVES = {"errors", "types", "random", "tree", "losses", "files", "patterns"}
 # What a room may import of ours beside the leaves and itself: the rooms below it.
 BELOW: dict[str, set[str]] = {
     "errors": set(),
@@ -15,6 +15,7 @@ BELOW: dict[str, set[str]] = {
     "tree": set(),
     "losses": set(),
     "files": set(),
+    "patterns": set(),
     "models": set(),
     "tasks": set(),
     "optim": set(),

@@ -1,13 +1,13 @@
-"""The pure functions that every optimizer is, and how a hyper-parameter's value is looked up."""
+"""The pure functions that every optimizer is."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from metalearn.errors import UsageError, did_you_mean
-from metalearn.types import Hyper, Tensors
+from metalearn.types import Tensors
 
 
 class GradientTransformation(NamedTuple):
@@ -110,39 +110,6 @@ def stateless(function: Callable[[Tensors, Tensors], Tensors]) -> GradientTransf
         return function(updates, params), state
 
     return GradientTransformation(lambda params: EmptyState(), update)
-
-
-def add_scaled(x: Tensor, y: Tensor, factor: Tensor | float) -> Tensor:
-    """`x + factor * y`, rounded once as torch.optim does it (`x.add_(y, alpha=factor)` is a fused multiply-add)."""
-    if not isinstance(factor, Tensor):
-        return torch.add(x, y, alpha=factor)
-    if factor.dtype == y.dtype and factor.device == y.device:
-        return torch.addcmul(x, y, factor)
-    return (x + factor * y).to(x.dtype)  # addcmul takes no other dtype or device
-
-
-def value_of(hyper: Hyper, name: str, count: Tensor) -> Tensor | float:
-    """The value of a hyper-parameter for the parameter `name` after `count` steps.
-
-    Raises:
-        UsageError: the hyper-parameter is a dict without an entry for `name`.
-    """
-    value = hyper(count) if callable(hyper) else hyper
-    if not isinstance(value, Mapping):
-        return value
-    if name not in value:
-        raise UsageError(
-            f"a hyper-parameter given by name has no value for {name!r} (it has {len(value)} names). "
-            f"{did_you_mean(name, value)} Give one value a parameter, or one for all."
-        )
-    return value[name]
-
-
-def check_values(params: Tensors, *hypers: Hyper) -> None:
-    """Raises UsageError unless every hyper-parameter has a value for every parameter."""
-    for hyper in hypers:
-        for name in params:
-            value_of(hyper, name, zero_count(params))
 
 
 def zero_count(params: Tensors) -> Tensor:

@@ -2,26 +2,37 @@
 
 from metalearn.errors import UsageError
 from metalearn.optim.base import GradientTransformation, chain
-from metalearn.optim.transforms import add_decayed_weights, scale_by_learning_rate, trace
+from metalearn.optim.hypers import hyper_parameters
+from metalearn.optim.transforms import add_decayed_weights, scale, scale_by_learning_rate, trace
 from metalearn.types import Hyper
 
 
+@hyper_parameters
 def sgd(
-    lr: Hyper, *, momentum: Hyper | None = None, nesterov: bool = False, weight_decay: Hyper | None = None
+    lr: Hyper = 1e-3,
+    *,
+    momentum: Hyper | None = None,
+    dampening: Hyper = 0.0,
+    nesterov: bool = False,
+    weight_decay: Hyper | None = None,
+    maximize: bool = False,
 ) -> GradientTransformation:
-    r"""Gradient descent, equal to `torch.optim.SGD`, differentiable in everything.
+    r"""Gradient descent, equal to `torch.optim.SGD`.
 
-    $g_t = \nabla L(\theta_{t-1}) + \lambda \theta_{t-1}$, $m_t = \mu m_{t-1} + g_t$,
+    $g_t = \nabla L(\theta_{t-1}) + \lambda \theta_{t-1}$, $m_t = \mu m_{t-1} + (1 - \tau) g_t$ ($m_1 = g_1$),
     $\theta_t = \theta_{t-1} - \eta m_t$ (Nesterov: $\theta_t = \theta_{t-1} - \eta (g_t + \mu m_t)$).
 
     Args:
-        lr: learning rate $\eta$, a factor on the gradient: a float, a tensor, a dict by parameter name, or a schedule.
+        lr: learning rate $\eta$, a factor on the gradient: a float, a tensor, a dict by parameter name or pattern, or
+            a schedule; the other hyper-parameters likewise.
         momentum: $\mu$; None (or 0.0) keeps no trace.
+        dampening: $\tau$, how much less than the whole gradient enters the momentum, but for the first.
         nesterov: look ahead along the momentum.
         weight_decay: $\lambda$; None (or 0.0) for none.
+        maximize: climb instead; the decay still shrinks.
 
     Raises:
-        UsageError: Nesterov without momentum, or a negative float.
+        UsageError: Nesterov without momentum or with dampening, dampening without momentum, a value out of its range.
 
     Example:
         >>> import torch
@@ -30,22 +41,19 @@ def sgd(
         >>> round(updates["w"].item(), 3)
         -0.2
     """
-    check_not_negative(lr=lr, momentum=momentum, weight_decay=weight_decay)
-    if nesterov and not _is_used(momentum):
-        raise UsageError("nesterov=True needs a momentum: pass momentum=0.9, or nesterov=False.")
-    parts = []
+    if not _is_used(momentum):
+        if nesterov:
+            raise UsageError("nesterov=True needs a momentum: pass momentum=0.9, or nesterov=False.")
+        if _is_used(dampening):
+            raise UsageError("dampening is of the momentum, and there is none: pass momentum=0.9, or no dampening.")
+    if nesterov and _is_used(dampening):
+        raise UsageError("Nesterov's momentum has no dampening (nor in torch.optim): pass dampening=0.0.")
+    parts = [scale(-1.0)] if maximize else []
     if weight_decay is not None and _is_used(weight_decay):
         parts.append(add_decayed_weights(weight_decay))
     if momentum is not None and _is_used(momentum):
-        parts.append(trace(momentum, nesterov=nesterov))
+        parts.append(trace(momentum, nesterov=nesterov, dampening=dampening))
     return chain(*parts, scale_by_learning_rate(lr))
-
-
-def check_not_negative(**hypers: Hyper | None) -> None:
-    """Raises UsageError for a float below zero or NaN; tensors and schedules are the outer loop's to keep in range."""
-    for name, value in hypers.items():
-        if isinstance(value, int | float) and not value >= 0:
-            raise UsageError(f"{name} is {value}, but must be a number of at least 0.")
 
 
 def _is_used(hyper: Hyper | None) -> bool:

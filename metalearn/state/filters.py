@@ -3,15 +3,14 @@
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
+from metalearn import patterns
 from metalearn.errors import UsageError
 from metalearn.functional import FunctionalModel
-from metalearn.state.fit import closest
 from metalearn.state.kinds import Kind, kinds, module_of, parameters_and_buffers
 
 Predicate: TypeAlias = Callable[[str, Tensor], bool]
@@ -100,16 +99,7 @@ class Lookup:
         return {name for each in filters for name in self.fitting(each)}
 
     def _of_pattern(self, pattern: str) -> set[str]:
-        if pattern.startswith("!"):
-            return set(self.tensors) - self._of_pattern(pattern[1:])
-        if pattern in self.tensors:  # whatever signs of patterns are in it
-            return {pattern}
-        fits = {name for name in self.tensors if fnmatchcase(name, pattern)}
-        if not fits and pattern != "*" and not self.allow_empty:
-            raise UsageError(
-                f"{pattern!r} fits none of the {len(self.tensors)} names. {self._tied(pattern) or self._near(pattern)}"
-            )
-        return fits
+        return patterns.fitting(pattern, self.tensors, allow_empty=self.allow_empty, hint=self._tied)
 
     def _tied(self, pattern: str) -> str:
         """What is said of a pattern that fits another name of a tied tensor alone; "" where it does not."""
@@ -126,15 +116,6 @@ class Lookup:
                 first = own[id(value)]
                 return f"{name!r} is tied to {first!r}, and state has it under that name: say {first!r}."
         return ""
-
-    def _near(self, pattern: str) -> str:
-        """Close names, else a close first part: `head.*` for `haed.*`."""
-        first, dot, rest = pattern.partition(".")
-        close = get_close_matches(first, {name.partition(".")[0] for name in self.tensors}, n=1)
-        mended = close[0] + dot + rest if close and dot else ""
-        if mended != pattern and any(fnmatchcase(name, mended) for name in self.tensors):
-            return f"Did you mean {mended!r}?"
-        return closest(pattern, self.tensors)
 
     def _within(self, chosen: Callable[[nn.Module], bool], called: str) -> set[str]:
         module = module_of(self._needed_model(called))

@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metalearn.errors import UsageError, did_you_mean
+from metalearn.errors import UsageError, closest
 
 _SHOWN = 3  # of further problems
-_FEW = 12  # names that an error may list
 
 
 def check_fit(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, what: str, of: str) -> None:
@@ -70,16 +69,6 @@ def _problems(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> It
     for name, value in expected.items():
         if name in found:
             yield from mismatch(name, found[name], value)
-
-
-def closest(name: str, known: Collection[str]) -> str:
-    """`did_you_mean`, but where none of many names is close, what they begin with."""
-    near = did_you_mean(name, known)
-    if not near.startswith("Known") or len(known) <= _FEW:
-        return near
-    firsts = list(dict.fromkeys(each.partition(".")[0] for each in known))
-    shown = ", ".join(map(repr, firsts[:_FEW])) + (", …" if len(firsts) > _FEW else "")
-    return f"The names begin with {shown}."
 
 
 def mismatch(name: str, found: Tensor, expected: Tensor) -> Iterator[tuple[str, str]]:

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from metalearn.errors import UsageError
+from metalearn.errors import UsageError, closest
 from metalearn.functional import RNG, FunctionalModel
-from metalearn.state.fit import check_dicts, closest
+from metalearn.state.fit import check_dicts
 from metalearn.state.named import OPT_STATE, named
 from metalearn.types import Tensors
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from metalearn.errors import UsageError
+from metalearn.errors import UsageError, closest
 from metalearn.functional import FunctionalModel
 from metalearn.state.filters import Filter, Lookup, describe
-from metalearn.state.fit import check_dicts, closest, mismatch
+from metalearn.state.fit import check_dicts, mismatch
 from metalearn.types import Tensors
 
 

@@ -264,7 +264,7 @@ def test_chain_applies_its_parts_in_order() -> None:
         (lambda: optim.sgd(0.1, nesterov=True), ["nesterov", "momentum=0.9"]),
         (lambda: optim.adam(b2=1.0), ["b2", "[0, 1)"]),
         (lambda: optim.adam(eps=-1.0), ["eps"]),
-        (lambda: optim.sgd({"ww": 0.1}).init({"w": torch.ones(1)}), ["'w'", "Did you mean 'ww'"]),
+        (lambda: optim.sgd({"ww": 0.1}).init({"w": torch.ones(1)}), ["'ww'", "Did you mean 'w'"]),
         (lambda: optim.apply_updates({"w": torch.ones(1)}, {"v": torch.ones(1)}), ["'v'", "no parameter"]),
     ],
 )

@@ -1,0 +1,207 @@
+"""Hyper-parameters: what forms they take, which values are allowed, and what one is for a parameter at a step."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from metalearn.errors import UsageError, closest, did_you_mean
+from metalearn.optim.numerics import known_values
+from metalearn.patterns import fits
+from metalearn.types import Hyper, Tensors
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Value = float | Tensor
+"""A hyper-parameter for one parameter at one step."""
+
+
+class Range(NamedTuple):
+    """Which numbers a hyper-parameter may be.
+
+    Attributes:
+        low: the least number.
+        high: the number that all are below; None for any.
+        open: whether `low` itself is not allowed.
+        why: what goes wrong outside; said in the error.
+        of_tensors: whether tensors have to be in the range too. A rate may be learned below zero; a decay of 1 is
+            0 / 0 whoever chose it.
+    """
+
+    low: float
+    high: float | None = None
+    open: bool = False
+    why: str = ""
+    of_tensors: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        assert isinstance(value, int | float)
+        above = value > self.low if self.open else value >= self.low
+        return above and (self.high is None or value < self.high)
+
+    def __str__(self) -> str:
+        if self.high is not None:
+            return f"in {'(' if self.open else '['}{self.low:g}, {self.high:g})"
+        return f"a number {'above' if self.open else 'of at least'} {self.low:g}"
+
+
+AT_LEAST_0 = Range(0.0)
+ABOVE_0 = Range(0.0, open=True)
+ABOVE_1 = Range(1.0, open=True)
+FRACTION = Range(0.0, 1.0)
+DECAY = Range(0.0, 1.0, why="the average is divided by 1 - {name}**t", of_tensors=True)
+ANY = Range(-float("inf"))
+
+
+@dataclass(frozen=True)
+class Hypers:
+    """The hyper-parameters of one transformation.
+
+    Attributes:
+        values: each in one of its forms (`metalearn.types.Hyper`).
+        ranges: what numbers they may be; at least 0 where nothing is said.
+
+    Raises:
+        UsageError: a number out of its range, or something that is no hyper-parameter.
+    """
+
+    values: Mapping[str, Hyper]
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, hyper in self.values.items():
+            for value in hyper.values() if isinstance(hyper, Mapping) else (hyper,):
+                if isinstance(value, bool) or not (isinstance(value, int | float | Tensor) or callable(value)):
+                    raise UsageError(
+                        f"{name} is {value!r}, which is no hyper-parameter: expected a number, a tensor, a dict of them "
+                        "by the parameters' names (or patterns of names), or a function of the number of steps done."
+                    )
+                if isinstance(value, int | float):
+                    self._check_number(name, value)
+
+    def check(self, params: Tensors, num_steps: Tensor) -> None:
+        """Refuses what does not fit the parameters; schedules are looked at as they are after `num_steps` steps.
+
+        Numbers are checked, and tensors of a CPU where a value out of range could only give NaN; on other devices
+        that would have to wait for the device.
+
+        Raises:
+            UsageError: a parameter has no value, a name or a pattern fits no parameter, a shape does not fit, a value
+                is out of its range.
+        """
+        for name, hyper in self.values.items():
+            value = hyper(num_steps) if callable(hyper) else hyper
+            if isinstance(value, Mapping):
+                _check_names(name, value, params)
+            for of, param in params.items():
+                self._check_value(name, _entry(value, of, name), of, param)
+
+    def at(self, num_steps: Tensor) -> "Now":
+        """What they are after `num_steps` steps, each schedule asked once."""
+        return Now({name: hyper(num_steps) if callable(hyper) else hyper for name, hyper in self.values.items()})
+
+    def _check_value(self, name: str, value: Value, of: str, param: Tensor) -> None:
+        if not isinstance(value, Tensor):
+            return self._check_number(name, value)
+        allowed = self.ranges.get(name, AT_LEAST_0)
+        if not _broadcasts(value, param):
+            raise UsageError(
+                f"{name} for {of!r} has shape {list(value.shape)}, but the parameter has {list(param.shape)}: give one "
+                "number, or one an entry. One value a step is metalearn.optim.per_step(values)."
+            )
+        if allowed.of_tensors and (numbers := known_values(value)) is not None:
+            for number in (numbers.min().item(), numbers.max().item()) if numbers.numel() else ():
+                self._check_number(name, number, f" for {of!r}")
+        return None
+
+    def _check_number(self, name: str, value: float, of: str = "") -> None:
+        allowed = self.ranges.get(name, AT_LEAST_0)
+        if value not in allowed:
+            why = f": {allowed.why.format(name=name)}" if allowed.why else ""
+            raise UsageError(f"{name}{of} is {value:g}, but must be {allowed}{why}.")
+
+
+@dataclass(frozen=True)
+class Now:
+    """Hyper-parameters at one step: no schedules any more, but perhaps values by name."""
+
+    values: Mapping[str, Value | Mapping[str, Value]]
+
+    def has_names(self, name: str) -> bool:
+        """Whether a hyper-parameter is given by the parameters' names, or is not one number but one an entry."""
+        value = self.values[name]
+        return isinstance(value, Mapping) or (isinstance(value, Tensor) and value.dim() > 0)
+
+    def of(self, name: str, param: str) -> Value:
+        """The value of one hyper-parameter for one parameter."""
+        return _entry(self.values[name], param, name)
+
+
+def hyper_parameters(factory: Callable[P, T]) -> Callable[P, T]:
+    """An optimizer's factory that names what is close when it is given a keyword that it does not know."""
+    known = [name for name in inspect.signature(factory).parameters if name != "self"]
+
+    @wraps(factory)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+        for name in kwargs:
+            if name not in known:
+                raise UsageError(f"{factory.__name__} has no hyper-parameter {name!r}. {_meant(name, known)}")
+        return factory(*args, **kwargs)
+
+    return checked
+
+
+_PAIRS = {"betas": ("b1", "b2"), "etas": ("eta_minus", "eta_plus"), "step_sizes": ("min_step", "max_step")}
+"""What `torch.optim` gives as a pair has two names here, so that each may be learned."""
+
+
+def _meant(name: str, known: list[str]) -> str:
+    pair = _PAIRS.get(name, ())
+    if pair and set(pair) <= set(known):
+        return f"The pair of torch.optim is {pair[0]}=… and {pair[1]}=… here."
+    return did_you_mean(name, known)
+
+
+def value_of(hyper: Hyper, name: str, num_steps: Tensor) -> Value:
+    """The value of a hyper-parameter for the parameter `name` after `num_steps` steps.
+
+    Raises:
+        UsageError: it is a dict without an entry for `name`.
+    """
+    return _entry(hyper(num_steps) if callable(hyper) else hyper, name, "a hyper-parameter given by name")
+
+
+def _entry(value: Any, name: str, what: str) -> Value:
+    """The value for one parameter: by its own name, else by the first pattern that it fits."""
+    if not isinstance(value, Mapping):
+        return value  # type: ignore[no-any-return]
+    if name in value:
+        return value[name]  # type: ignore[no-any-return]
+    for pattern, each in value.items():
+        if fits(pattern, name):
+            return each  # type: ignore[no-any-return]
+    raise UsageError(
+        f"{what} has no value for {name!r} (it has {len(value)} names). {did_you_mean(name, value)} Give one value a "
+        "parameter, one for all, or a pattern: '*' fits what has no value of its own."
+    )
+
+
+def _check_names(name: str, by_name: Mapping[str, Any], params: Tensors) -> None:
+    for pattern in by_name:
+        if not any(fits(pattern, param) for param in params):
+            raise UsageError(
+                f"{name} has a value for {pattern!r}, which fits none of the {len(params)} parameters. "
+                f"{closest(pattern, params)}"
+            )
+
+
+def _broadcasts(value: Tensor, param: Tensor) -> bool:
+    try:
+        return torch.broadcast_shapes(value.shape, param.shape) == param.shape
+    except RuntimeError:
+        return False

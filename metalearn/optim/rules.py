@@ -1,0 +1,243 @@
+"""An optimizer from its rule for the entries of a tensor: hyper-parameters, decay and speed are the same for all.
+
+A rule is a function of a tensor's gradient, its value and its slots of state; it is written once, in plain operations.
+Where it treats every entry alike, small parameters are laid end to end and go through it as one vector: then a step
+costs a handful of operations and not a handful for each parameter, and so does its derivative.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from metalearn.errors import UsageError
+from metalearn.optim.base import GradientTransformation, check_names, zero_count
+from metalearn.optim.hypers import Hypers, Now, Value
+from metalearn.optim.numerics import add_scaled, is_readable, is_transformed, wide
+from metalearn.types import Tensors
+
+JOINED_ENTRIES = 1 << 14
+"""Parameters of at most so many entries are joined; above, an operation takes longer than starting it."""
+
+Slots: TypeAlias = tuple[Tensor, ...]
+"""The state of one tensor: the fields of the optimizer's state after `num_steps`, in order."""
+
+Start: TypeAlias = "Callable[[Step, Tensor], Tensor]"
+"""What a slot begins with, of the parameter's shape or another."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a rule knows of a step besides tensors.
+
+    Attributes:
+        number: 1 for the first step; an int where it can be known without waiting for a device, else an int64 scalar.
+        values: the hyper-parameters' values: a number for all entries, or a tensor that fits the rule's tensors.
+        like: a tensor of the dtype and on the device that the rule computes in.
+    """
+
+    number: int | Tensor
+    values: Mapping[str, Value]
+    like: Tensor
+
+    def __getitem__(self, name: str) -> Value:
+        """A hyper-parameter, to compute with entries."""
+        return self.entries(self.values[name])
+
+    def exact(self, name: str) -> Value:
+        """A hyper-parameter, a tensor in double; for what is computed once a step and not for every entry."""
+        value = self.values[name]
+        return wide(value, self.like.device) if isinstance(value, Tensor) else float(value)
+
+    @property
+    def count(self) -> Value:
+        """The number of the step for arithmetic with `exact` values: a float, or a tensor in double."""
+        return wide(self.number, self.like.device) if isinstance(self.number, Tensor) else float(self.number)
+
+    def entries(self, value: Value) -> Value:
+        """A value to compute with entries, which keep their dtype."""
+        return value.to(self.like.dtype) if isinstance(value, Tensor) else value
+
+
+class Rule(NamedTuple):
+    """How an optimizer moves one tensor.
+
+    Attributes:
+        move: `(step, gradient, param, *slots) -> (update, slots)`; the update is added to the parameter.
+        slots: what each slot of state begins with, by the name of its field.
+        is_entrywise: every entry is treated alike and alone, so that tensors may be joined.
+    """
+
+    move: Callable[..., tuple[Tensor, Slots]]
+    slots: Mapping[str, Start] = {}  # noqa: RUF012 (a NamedTuple's default, never written to)
+    is_entrywise: bool = True
+
+
+def zeros(step: Step, param: Tensor) -> Tensor:
+    """A slot that begins with zeros."""
+    return torch.zeros_like(param)
+
+
+def from_rule(
+    rule: Rule,
+    state_type: Callable[..., Any],
+    hypers: Hypers,
+    *,
+    decoupled: bool = False,
+    maximize: bool = False,
+) -> GradientTransformation:
+    r"""The transformation that follows a rule.
+
+    Args:
+        rule: what happens to one tensor.
+        state_type: the NamedTuple of the state: `num_steps`, then a dict by parameter name for each slot of the rule.
+        hypers: the rule's hyper-parameters. One called `weight_decay` is seen to here: it adds $\lambda\theta$ to the
+            gradient.
+        decoupled: the decay is taken off the parameter instead, $\theta \leftarrow \theta - \eta\lambda\theta$, beside
+            the update; needs a hyper-parameter `lr`.
+        maximize: climb. As in torch.optim the decay still shrinks.
+    """
+    follow = _Following(rule, state_type, hypers, decoupled=decoupled, maximize=maximize)
+
+    def update(updates: Tensors, state: Any, params: Tensors) -> tuple[Tensors, Any]:
+        return follow(updates, state, params)[1:]
+
+    return GradientTransformation(follow.init, update, follow)
+
+
+@dataclass(frozen=True)
+class _Following:
+    rule: Rule
+    state_type: Callable[..., Any]
+    hypers: Hypers
+    decoupled: bool = False
+    maximize: bool = False
+
+    def init(self, params: Tensors) -> Any:
+        count = zero_count(params)
+        self.hypers.check(params, count)
+        now = self.hypers.at(count)
+        slots: dict[str, Tensors] = {name: {} for name in self.rule.slots}
+        for name, param in params.items():
+            real = _real(param)
+            step = Step(0, {hyper: _fitting(now.of(hyper, name), param) for hyper in now.values}, real)
+            for slot, start in self.rule.slots.items():
+                slots[slot][name] = _as_is(start(step, real), param)
+        return self.state_type(count, **slots)
+
+    def __call__(self, grads: Tensors, state: Any, params: Tensors) -> tuple[Tensors, Tensors, Any]:
+        check_names(grads, params)
+        count, *slots = state
+        self._check_state(slots, params)
+        now = self.hypers.at(count)
+        number = int(count) + 1 if is_readable(count) else count + 1
+        moved: Tensors = {}
+        updates: Tensors = {}
+        after: list[Tensors] = [{} for _ in slots]
+        for piece in _pieces(params, joined=self.rule.is_entrywise):
+            step = Step(number, {name: piece.value(now, name) for name in now.values}, piece.of(params))
+            found = self._move(step, piece.of(grads), *(piece.of(slot) for slot in slots))
+            for into, tensor in zip((moved, updates, *after), found, strict=True):
+                into.update(piece.parts(tensor))
+        ordered = [{name: named[name] for name in params} for named in (moved, updates, *after)]
+        return ordered[0], ordered[1], self.state_type(count + 1, *ordered[2:])
+
+    def _move(self, step: Step, gradient: Tensor, *slots: Tensor) -> tuple[Tensor, ...]:
+        """The parameter after the step, the update, and the slots."""
+        param = step.like
+        decay = step["weight_decay"] if "weight_decay" in step.values else 0.0
+        is_decayed = isinstance(decay, Tensor) or decay != 0
+        if self.maximize:
+            gradient = -gradient
+        if is_decayed and not self.decoupled:
+            gradient = add_scaled(gradient, param, decay)
+        update, slots = self.rule.move(step, gradient, param, *slots)
+        if not is_decayed or not self.decoupled:
+            return param + update, update, *slots
+        shrink = step["lr"] * decay
+        # As torch.optim rounds: first the parameter shrinks, then it moves.
+        return param * (1 - shrink) + update, update - shrink * param, *slots
+
+    def _check_state(self, slots: list[Tensors], params: Tensors) -> None:
+        for field, slot in zip(self.rule.slots, slots, strict=True):
+            if slot.keys() != params.keys():
+                name = min(slot.keys() ^ params.keys())
+                raise UsageError(
+                    f"the optimizer's state is that of other parameters: {name!r} is in only one of `{field}` and the "
+                    "parameters. Begin with optimizer.init(params)."
+                )
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Parameters that go through a rule together: one as it is, or several small ones laid end to end."""
+
+    names: tuple[str, ...]
+    like: tuple[Tensor, ...]
+    joined: bool
+
+    def of(self, named: Tensors) -> Tensor:
+        """The piece's part of a dict, as one tensor."""
+        if not self.joined:
+            return _real(named[self.names[0]])
+        tensors = [_real(named[name]) for name in self.names]
+        if is_transformed():
+            return torch.cat([tensor.reshape(-1) for tensor in tensors])
+        flat: Tensor = torch._C._nn.flatten_dense_tensors(tensors)  # the same in one call
+        return flat
+
+    def parts(self, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """The way back: the parameters' names and what is theirs of the tensor."""
+        if not self.joined:
+            yield self.names[0], _as_is(tensor, self.like[0])
+            return
+        likes = [_real(like) for like in self.like]
+        if is_transformed():
+            flat = tensor.split([like.numel() for like in likes])
+            parts = [part.reshape(like.shape) for part, like in zip(flat, likes, strict=True)]
+        else:
+            parts = torch._C._nn.unflatten_dense_tensors(tensor, likes)  # the same in one call, which vmap has not got
+        for name, like, part in zip(self.names, self.like, parts, strict=True):
+            yield name, _as_is(part, like)
+
+    def value(self, now: Now, hyper: str) -> Value:
+        """A hyper-parameter's value for the piece: one number, or a tensor with one an entry."""
+        if not self.joined or not now.has_names(hyper):
+            return _fitting(now.of(hyper, self.names[0]), self.like[0])
+        values = zip(self.names, self.like, strict=True)
+        return torch.cat([_spread(now.of(hyper, name), like) for name, like in values])
+
+
+def _pieces(params: Tensors, *, joined: bool) -> list[_Piece]:
+    alone: list[_Piece] = []
+    together: dict[tuple[torch.dtype, torch.device], list[str]] = {}
+    for name, param in params.items():
+        if joined and param.numel() <= JOINED_ENTRIES:
+            together.setdefault((param.dtype, param.device), []).append(name)
+        else:
+            alone.append(_Piece((name,), (param,), joined=False))
+    pieces = [_Piece(tuple(names), tuple(params[name] for name in names), joined=True) for names in together.values()]
+    return pieces + alone
+
+
+def _spread(value: Value, like: Tensor) -> Tensor:
+    real = _real(like)
+    if not isinstance(value, Tensor):
+        return torch.full((real.numel(),), value, dtype=real.dtype, device=real.device)
+    return _fitting(value, like).expand(real.shape).reshape(-1)  # type: ignore[union-attr]
+
+
+def _fitting(value: Value, like: Tensor) -> Value:
+    """A value an entry of a complex parameter is one for both its parts."""
+    is_an_entry = isinstance(value, Tensor) and value.dim() > 0
+    return value[..., None] if like.is_complex() and is_an_entry else value  # type: ignore[index]
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def _as_is(tensor: Tensor, like: Tensor) -> Tensor:
+    return torch.view_as_complex(tensor) if like.is_complex() else tensor

@@ -1,4 +1,4 @@
-"""Names that fit a pattern as in the shell: `*`, `?` and `[abc]`, where `*` spans dots, and `!` in front for the rest."""
+"""Names that fit a pattern as in the shell (`*`, `?`, `[abc]`; `*` spans dots), or, after a `!`, that do not."""
 
 from collections.abc import Callable, Collection, Iterable
 from difflib import get_close_matches

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
-import torch
 from torch import Tensor
 
 from metalearn.errors import UsageError, closest, did_you_mean
@@ -27,7 +26,8 @@ class Range(NamedTuple):
     Attributes:
         low: the least number.
         high: the number that all are below; None for any.
-        open: whether `low` itself is not allowed.
+        is_open: whether `low` itself is not allowed.
+        is_closed: whether `high` itself is allowed.
         why: what goes wrong outside; said in the error.
         of_tensors: whether tensors have to be in the range too. A rate may be learned below zero; a decay of 1 is
             0 / 0 whoever chose it.
@@ -35,24 +35,27 @@ class Range(NamedTuple):
 
     low: float
     high: float | None = None
-    open: bool = False
+    is_open: bool = False
+    is_closed: bool = False
     why: str = ""
     of_tensors: bool = False
 
     def __contains__(self, value: object) -> bool:
         assert isinstance(value, int | float)
-        above = value > self.low if self.open else value >= self.low
-        return above and (self.high is None or value < self.high)
+        above = value > self.low if self.is_open else value >= self.low
+        return above and (self.high is None or value < self.high or (self.is_closed and value == self.high))
 
     def __str__(self) -> str:
-        if self.high is not None:
-            return f"in {'(' if self.open else '['}{self.low:g}, {self.high:g})"
-        return f"a number {'above' if self.open else 'of at least'} {self.low:g}"
+        if self.high is None:
+            return f"a number {'above' if self.is_open else 'of at least'} {self.low:g}"
+        if self.low == -float("inf"):
+            return f"a number of at most {self.high:g}"
+        return f"in {'(' if self.is_open else '['}{self.low:g}, {self.high:g}{']' if self.is_closed else ')'}"
 
 
 AT_LEAST_0 = Range(0.0)
-ABOVE_0 = Range(0.0, open=True)
-ABOVE_1 = Range(1.0, open=True)
+ABOVE_0 = Range(0.0, is_open=True)
+ABOVE_1 = Range(1.0, is_open=True)
 FRACTION = Range(0.0, 1.0)
 DECAY = Range(0.0, 1.0, why="the average is divided by 1 - {name}**t", of_tensors=True)
 ANY = Range(-float("inf"))
@@ -78,8 +81,8 @@ class Hypers:
             for value in hyper.values() if isinstance(hyper, Mapping) else (hyper,):
                 if isinstance(value, bool) or not (isinstance(value, int | float | Tensor) or callable(value)):
                     raise UsageError(
-                        f"{name} is {value!r}, which is no hyper-parameter: expected a number, a tensor, a dict of them "
-                        "by the parameters' names (or patterns of names), or a function of the number of steps done."
+                        f"{name} is {value!r}, which is no hyper-parameter: expected a number, a tensor, a dict of "
+                        "them by the parameters' names (or patterns), or a function of the number of steps done."
                     )
                 if isinstance(value, int | float):
                     self._check_number(name, value)
@@ -202,6 +205,7 @@ def _check_names(name: str, by_name: Mapping[str, Any], params: Tensors) -> None
 
 def _broadcasts(value: Tensor, param: Tensor) -> bool:
     try:
-        return torch.broadcast_shapes(value.shape, param.shape) == param.shape
+        value.expand(param.shape)
     except RuntimeError:
         return False
+    return True

@@ -71,7 +71,7 @@ class Rule(NamedTuple):
     """
 
     move: Callable[..., tuple[Tensor, Slots]]
-    slots: Mapping[str, Start] = {}  # noqa: RUF012 (a NamedTuple's default, never written to)
+    slots: Mapping[str, Start] = {}
     is_entrywise: bool = True
 
 
@@ -121,6 +121,8 @@ class _Following:
         now = self.hypers.at(count)
         slots: dict[str, Tensors] = {name: {} for name in self.rule.slots}
         for name, param in params.items():
+            if param.is_complex() and not self.rule.is_entrywise:
+                raise UsageError(f"{name!r} is complex, and this optimizer takes real parameters only, as torch's.")
             real = _real(param)
             step = Step(0, {hyper: _fitting(now.of(hyper, name), param) for hyper in now.values}, real)
             for slot, start in self.rule.slots.items():
@@ -195,7 +197,7 @@ class _Piece:
             return
         likes = [_real(like) for like in self.like]
         if is_transformed():
-            flat = tensor.split([like.numel() for like in likes])
+            flat = torch.split(tensor, [like.numel() for like in likes])
             parts = [part.reshape(like.shape) for part, like in zip(flat, likes, strict=True)]
         else:
             parts = torch._C._nn.unflatten_dense_tensors(tensor, likes)  # the same in one call, which vmap has not got

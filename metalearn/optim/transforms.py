@@ -32,14 +32,14 @@ def stop_gradient() -> GradientTransformation:
 @hyper_parameters
 def scale(factor: Hyper) -> GradientTransformation:
     r"""Multiplies the updates: $u \leftarrow c_t u$, with a factor of any sign, such as a schedule that ends at 0."""
-    return _counting(Hypers({"factor": factor}, {"factor": ANY}), lambda value, param, of: of("factor") * value)
+    return counting(Hypers({"factor": factor}, {"factor": ANY}), lambda value, param, of: of("factor") * value)
 
 
 @hyper_parameters
 def scale_by_learning_rate(lr: Hyper) -> GradientTransformation:
     r"""Turns a direction of ascent into a step downhill: $u \leftarrow -\eta_t u$."""
     hypers = Hypers({"lr": lr})
-    part = _counting(hypers, lambda value, param, of: -of("lr") * value)
+    part = counting(hypers, lambda value, param, of: -of("lr") * value)
 
     def fused(updates: Tensors, state: CountState, params: Tensors) -> tuple[Tensors, Tensors, CountState]:
         check_names(updates, params)
@@ -58,7 +58,7 @@ def scale_by_learning_rate(lr: Hyper) -> GradientTransformation:
 def add_decayed_weights(weight_decay: Hyper) -> GradientTransformation:
     r"""L2 regularisation as a part of the gradient: $u \leftarrow u + \lambda_t \theta$."""
     hypers = Hypers({"weight_decay": weight_decay})
-    return _counting(hypers, lambda value, param, of: add_scaled(value, param, of("weight_decay")))
+    return counting(hypers, lambda value, param, of: add_scaled(value, param, of("weight_decay")))
 
 
 @hyper_parameters
@@ -96,7 +96,7 @@ def _weight(damping: Value, num_steps: Tensor) -> Value:
     return torch.where(num_steps == 0, undamped, 1 - damping)
 
 
-def _counting(
+def counting(
     hypers: Hypers, change: Callable[[Tensor, Tensor, Callable[[str], Value]], Tensor]
 ) -> GradientTransformation:
     """A transformation whose only memory is the number of steps, of `(update, parameter, hyper's name -> value)`."""

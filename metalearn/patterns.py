@@ -37,7 +37,7 @@ def fitting(
         return {pattern}
     found = {name for name in names if fnmatchcase(name, pattern)}
     if not found and pattern != "*" and not allow_empty:
-        told = (hint(pattern) if hint else "") or _near(pattern, names)
+        told = (hint(pattern) if hint else "") or near(pattern, names)
         raise UsageError(f"{pattern!r} fits none of the {len(names)} names. {told}")
     return found
 
@@ -62,8 +62,8 @@ def fitting_any(patterns: str | Iterable[str], names: Collection[str]) -> set[st
     return fit - {name for pattern in negative for name in fitting(pattern, names)}
 
 
-def _near(pattern: str, names: Collection[str]) -> str:
-    """Close names, else a close first part: `head.*` for `haed.*`."""
+def near(pattern: str, names: Collection[str]) -> str:
+    """A sentence for a pattern that fits nothing: close names, else a close first part, `head.*` for `haed.*`."""
     first, dot, rest = pattern.partition(".")
     close = get_close_matches(first, {name.partition(".")[0] for name in names}, n=1)
     mended = close[0] + dot + rest if close and dot else ""

@@ -13,7 +13,7 @@ from torch import nn
 from metalearn import execution, losses, optim
 from metalearn.config import plugins
 from metalearn.config.resolve import full_task, full_test_task, is_mixture, resolved
-from metalearn.config.schema import InnerOptimizer, MetaConfig, MetaOptimizer, MetaSchedule, TrainConfig
+from metalearn.config.schema import InnerConfig, MetaConfig, MetaOptimizer, MetaSchedule, TrainConfig
 from metalearn.config.stored import identity
 from metalearn.errors import UsageError, did_you_mean
 from metalearn.training import (
@@ -28,9 +28,9 @@ from metalearn.training import (
     resolve_device,
 )
 from metalearn.training.laboratory import check_same_form
+from metalearn.types import Hyper
 
 _LOSSES = {"classification": losses.cross_entropy, "regression": losses.mean_squared_error}
-_INNER_OPTIMIZERS = {InnerOptimizer.sgd: optim.sgd, InnerOptimizer.adam: optim.adam}
 _META_OPTIMIZERS: dict[MetaOptimizer, Callable[..., torch.optim.Optimizer]] = {
     MetaOptimizer.adam: torch.optim.Adam,
     MetaOptimizer.sgd: torch.optim.SGD,
@@ -107,8 +107,21 @@ def build_algorithm(config: TrainConfig, source: Any) -> Any:
         loss=_LOSSES[source.kind],
         inner_lr=config.inner.lr,
         num_inner_steps=config.inner.num_steps,
-        inner_optimizer=_INNER_OPTIMIZERS[config.inner.optimizer],
+        inner_optimizer=build_inner_optimizer(config.inner),
     )
+
+
+def build_inner_optimizer(config: InnerConfig) -> Callable[[Hyper], optim.GradientTransformation]:
+    """From a rate to the inner optimizer, with its options."""
+    factory = optim.FAMILY[config.optimizer.value]
+    options = dict(config.options)
+    if "lr" in options:
+        raise UsageError("inner.options.lr is inner.lr: give it there.")
+    try:
+        factory(config.lr, **options)
+    except UsageError as error:
+        raise UsageError(f"inner.options: {error}") from None
+    return partial(factory, **options) if options else factory
 
 
 def build_settings(config: TrainConfig, device: torch.device) -> TrainingSettings:

@@ -77,7 +77,9 @@ def config_folders(config_dir: str | None) -> list[Path]:
 def register_schemas() -> None:
     """Tells Hydra the types, which train.yaml, evaluate.yaml and adapt.yaml name, and where packages' YAML lies."""
     store = ConfigStore.instance()
-    store.store(name="train_schema", node=TrainConfig)
+    train = OmegaConf.structured(TrainConfig)
+    OmegaConf.set_struct(train.inner.options, False)  # what it takes depends on the optimizer, which checks it
+    store.store(name="train_schema", node=train)
     store.store(name="evaluate_schema", node=EvaluateConfig)
     store.store(group="hydra/sweeper", name="metalearn", node=SweeperConfig)
     store.store(name="adapt_schema", node=AdaptConfig)

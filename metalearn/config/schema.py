@@ -18,6 +18,18 @@ class InnerOptimizer(Enum):
 
     sgd = "sgd"
     adam = "adam"
+    adamw = "adamw"
+    nadam = "nadam"
+    radam = "radam"
+    adamax = "adamax"
+    adagrad = "adagrad"
+    adadelta = "adadelta"
+    rmsprop = "rmsprop"
+    rprop = "rprop"
+    asgd = "asgd"
+    adafactor = "adafactor"
+    lion = "lion"
+    muon = "muon"
 
 
 class MetaOptimizer(Enum):
@@ -69,11 +81,12 @@ def _number(default: Any, least: float, *, above: bool = False, most: int | None
 
 @dataclass
 class InnerConfig:
-    """The inner loop at training."""
+    """The inner loop at training; `options` are the optimizer's other hyper-parameters by name."""
 
     num_steps: int = _number(1, 0)
     lr: float = _number(0.4, 0)
     optimizer: InnerOptimizer = InnerOptimizer.sgd
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from torch import Tensor
 
-from metalearn.errors import UsageError, closest, did_you_mean
+from metalearn.errors import UsageError, did_you_mean
 from metalearn.optim.numerics import known_values
-from metalearn.patterns import fits
+from metalearn.patterns import fits, near
 from metalearn.types import Hyper, Tensors
 
 P = ParamSpec("P")
@@ -146,14 +146,19 @@ class Now:
 
 
 def hyper_parameters(factory: Callable[P, T]) -> Callable[P, T]:
-    """An optimizer's factory that names what is close when it is given a keyword that it does not know."""
-    known = [name for name in inspect.signature(factory).parameters if name != "self"]
+    """An optimizer's factory that names what is close when it is given a keyword that it does not know.
+
+    What is annotated as a bool has to be one: from a command line `"no"` would count as true.
+    """
+    known = inspect.signature(factory).parameters
 
     @wraps(factory)
     def checked(*args: P.args, **kwargs: P.kwargs) -> T:
-        for name in kwargs:
+        for name, value in kwargs.items():
             if name not in known:
-                raise UsageError(f"{factory.__name__} has no hyper-parameter {name!r}. {_meant(name, known)}")
+                raise UsageError(f"{factory.__name__} has no hyper-parameter {name!r}. {_meant(name, list(known))}")
+            if known[name].annotation is bool and not isinstance(value, bool):
+                raise UsageError(f"{name} is {value!r}, but must be True or False.")
         return factory(*args, **kwargs)
 
     return checked
@@ -199,7 +204,7 @@ def _check_names(name: str, by_name: Mapping[str, Any], params: Tensors) -> None
         if not any(fits(pattern, param) for param in params):
             raise UsageError(
                 f"{name} has a value for {pattern!r}, which fits none of the {len(params)} parameters. "
-                f"{closest(pattern, params)}"
+                f"{near(pattern, params)}"
             )
 
 

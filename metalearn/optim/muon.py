@@ -10,7 +10,7 @@ from metalearn.errors import UsageError, did_you_mean
 from metalearn.optim.base import GradientTransformation
 from metalearn.optim.hypers import ANY, FRACTION, Hypers, hyper_parameters
 from metalearn.optim.numerics import lerp, safe_norm
-from metalearn.optim.rules import Rule, Slots, Step, from_rule
+from metalearn.optim.rules import Rule, Slots, Step, from_rule, zeros
 from metalearn.types import Hyper, Tensors
 
 ADJUSTMENTS = ("original", "match_rms_adamw")
@@ -87,7 +87,7 @@ def muon(
         moved = orthogonalised(matrix, coefficients, num_steps=ns_steps, eps=step["eps"])
         return -step["lr"] * factor * moved.reshape(param.shape), (mean,)
 
-    rule = Rule(move, {"mean": _matrix}, is_entrywise=False)
+    rule = Rule(move, {"mean": zeros}, is_entrywise=False, least_axes=2)
     return from_rule(rule, MuonState, Hypers(hypers, _RANGES), decoupled=True)
 
 
@@ -109,11 +109,3 @@ def _adjustment(name: str, rows: int, columns: int) -> float:
     ratio: float = max(1, rows / columns) ** 0.5 if name == "original" else 0.2 * max(rows, columns) ** 0.5
     return ratio
 
-
-def _matrix(step: Step, param: Tensor) -> Tensor:
-    if param.dim() < 2:
-        raise UsageError(
-            f"Muon orthogonalises matrices, and a parameter has shape {list(param.shape)}. Give it to another "
-            'optimizer: metalearn.optim.partition({"*.bias": adamw(1e-3), "*": muon(1e-3)}).'
-        )
-    return torch.zeros_like(param)

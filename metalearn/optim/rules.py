@@ -68,11 +68,13 @@ class Rule(NamedTuple):
         move: `(step, gradient, param, *slots) -> (update, slots)`; the update is added to the parameter.
         slots: what each slot of state begins with, by the name of its field.
         is_entrywise: every entry is treated alike and alone, so that tensors may be joined.
+        least_axes: how many axes a parameter has to have.
     """
 
     move: Callable[..., tuple[Tensor, Slots]]
     slots: Mapping[str, Start] = {}
     is_entrywise: bool = True
+    least_axes: int = 0
 
 
 def zeros(step: Step, param: Tensor) -> Tensor:
@@ -121,13 +123,22 @@ class _Following:
         now = self.hypers.at(count)
         slots: dict[str, Tensors] = {name: {} for name in self.rule.slots}
         for name, param in params.items():
-            if param.is_complex() and not self.rule.is_entrywise:
-                raise UsageError(f"{name!r} is complex, and this optimizer takes real parameters only, as torch's.")
+            self._check_param(name, param)
             real = _real(param)
             step = Step(0, {hyper: _fitting(now.of(hyper, name), param) for hyper in now.values}, real)
             for slot, start in self.rule.slots.items():
                 slots[slot][name] = _as_is(start(step, real), param)
         return self.state_type(count, **slots)
+
+    def _check_param(self, name: str, param: Tensor) -> None:
+        if param.dim() < self.rule.least_axes:
+            raise UsageError(
+                f"{name!r} has shape {list(param.shape)}, and this optimizer takes parameters of at least "
+                f"{self.rule.least_axes} axes. Give it to another one: metalearn.optim.partition({{{name!r}: "
+                "metalearn.optim.adamw(1e-3), '*': …})."
+            )
+        if param.is_complex() and not self.rule.is_entrywise:
+            raise UsageError(f"{name!r} is complex, and this optimizer takes real parameters only, as torch's.")
 
     def __call__(self, grads: Tensors, state: Any, params: Tensors) -> tuple[Tensors, Tensors, Any]:
         check_names(grads, params)

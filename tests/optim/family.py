@@ -21,6 +21,7 @@ class Row(NamedTuple):
         reference: from parameters and the same values to a `torch.optim` one, or to the paper's equations.
         options: what is no hyper-parameter.
         matrices: it takes matrices only.
+        flat: hyper-parameters that these steps do not depend on, after however many.
     """
 
     make: Callable[..., optim.GradientTransformation]
@@ -28,6 +29,7 @@ class Row(NamedTuple):
     reference: Callable[..., torch.optim.Optimizer]
     options: Mapping[str, Any] = {}
     matrices: bool = False
+    flat: frozenset[str] = frozenset()
 
     def ours(self, **hypers: Any) -> optim.GradientTransformation:
         return self.make(**{**self.hypers, **hypers, **self.options})
@@ -78,7 +80,9 @@ FAMILY: dict[str, Row] = {
         optim.sgd, {"lr": 0.01, "momentum": 0.5, "weight_decay": 0.1}, torch.optim.SGD, {"maximize": True}
     ),
     "adam": Row(optim.adam, ADAM, _adam("Adam")),
-    "adam, defaults": Row(optim.adam, {"lr": 0.05, "b1": 0.9, "b2": 0.999, "eps": 1e-8}, _adam("Adam")),
+    "adam, defaults": Row(
+        optim.adam, {"lr": 0.05, "b1": 0.9, "b2": 0.999, "eps": 1e-8}, _adam("Adam"), flat=frozenset({"eps"})
+    ),
     "adam, weight decay": Row(optim.adam, DECAYED, _adam("Adam")),
     "adam, maximize": Row(optim.adam, DECAYED, _adam("Adam"), {"maximize": True}),
     "amsgrad": Row(optim.adam, DECAYED, _adam("Adam"), {"amsgrad": True}),
@@ -93,7 +97,9 @@ FAMILY: dict[str, Row] = {
     "radam, decoupled, maximize": Row(
         optim.radam, DECAYED, _adam("RAdam"), {"decoupled_weight_decay": True, "maximize": True}
     ),
-    "radam, never adapted": Row(optim.radam, {**DECAYED, "b2": 0.5}, _adam("RAdam")),
+    "radam, never adapted": Row(
+        optim.radam, {**DECAYED, "b2": 0.5}, _adam("RAdam"), flat=frozenset({"b2", "eps"})
+    ),
     "adamax": Row(optim.adamax, DECAYED, _adam("Adamax")),
     "adamax, maximize": Row(optim.adamax, DECAYED, _adam("Adamax"), {"maximize": True}),
     "adagrad": Row(optim.adagrad, ADAGRAD, torch.optim.Adagrad),
@@ -113,38 +119,48 @@ FAMILY: dict[str, Row] = {
         {"centered": True, "maximize": True},
     ),
     "rprop": Row(
-        optim.rprop, {"lr": 0.05, "eta_minus": 0.6, "eta_plus": 1.3, "min_step": 1e-2, "max_step": 0.2}, _rprop
+        optim.rprop, {"lr": 0.05, "eta_minus": 0.6, "eta_plus": 1.3, "min_step": 0.025, "max_step": 0.1}, _rprop
     ),
     "rprop, maximize": Row(
-        optim.rprop, {"lr": 0.05, "eta_minus": 0.6, "eta_plus": 1.3, "min_step": 1e-2, "max_step": 0.2}, _rprop,
-        {"maximize": True},
+        optim.rprop, {"lr": 0.05, "eta_minus": 0.6, "eta_plus": 1.3, "min_step": 0.025, "max_step": 0.1}, _rprop,
+        {"maximize": True}, flat=frozenset({"min_step"}),
     ),
     "asgd": Row(
-        optim.asgd, {"lr": 0.05, "lambd": 0.03, "alpha": 0.6, "t0": 7.0, "weight_decay": 0.1}, torch.optim.ASGD
+        optim.asgd, {"lr": 0.05, "lambd": 0.03, "alpha": 0.6, "t0": 7.0, "weight_decay": 0.1}, torch.optim.ASGD,
+        flat=frozenset({"t0"}),
     ),
     "asgd, maximize": Row(
         optim.asgd, {"lr": 0.05, "lambd": 0.03, "alpha": 0.6, "t0": 7.0, "weight_decay": 0.1}, torch.optim.ASGD,
-        {"maximize": True},
+        {"maximize": True}, flat=frozenset({"t0"}),
     ),
     "adafactor": Row(
-        optim.adafactor, {"lr": 0.3, "beta2_decay": -0.7, "eps2": 1e-2, "d": 1.2, "weight_decay": 0.1}, _adafactor
+        optim.adafactor, {"lr": 0.3, "beta2_decay": -0.7, "eps2": 1e-2, "d": 1.2, "weight_decay": 0.1}, _adafactor,
+        flat=frozenset({"eps2"}),
     ),
     "adafactor, eps1, maximize": Row(
         optim.adafactor,
-        {"lr": 0.05, "beta2_decay": -0.7, "eps1": 1e-2, "eps2": 0.5, "d": 1.0, "weight_decay": 0.1}, _adafactor,
+        {"lr": 0.05, "beta2_decay": -0.7, "eps1": 0.1, "eps2": 0.5, "d": 1.2, "weight_decay": 0.1}, _adafactor,
         {"maximize": True},
     ),
-    "lion": Row(optim.lion, {"lr": 0.01, "b1": 0.8, "b2": 0.9, "weight_decay": 0.1}, Lion),
+    "lion": Row(
+        optim.lion, {"lr": 0.01, "b1": 0.8, "b2": 0.9, "weight_decay": 0.1}, Lion,
+        flat=frozenset({"b1", "b2"}),
+    ),
     "lion, maximize": Row(
-        optim.lion, {"lr": 0.01, "b1": 0.8, "b2": 0.9, "weight_decay": 0.1}, Lion, {"maximize": True}
+        optim.lion, {"lr": 0.01, "b1": 0.8, "b2": 0.9, "weight_decay": 0.1}, Lion, {"maximize": True},
+        flat=frozenset({"b1", "b2"}),
     ),
     "muon": Row(
-        optim.muon, {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.8, "eps": 1e-7}, Muon, matrices=True
+        optim.muon, {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.8, "eps": 1e-7}, Muon, matrices=True,
+        flat=frozenset({"eps"}),
+    ),
+    "muon, small gradients": Row(
+        optim.muon, {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.8, "eps": 30.0}, Muon, matrices=True
     ),
     "muon, plain momentum": Row(
         optim.muon, {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.8, "eps": 1e-7}, Muon,
         {"nesterov": False, "ns_steps": 3, "adjust_lr_fn": "match_rms_adamw", "ns_coefficients": (2.0, -1.5, 0.5)},
-        matrices=True,
+        matrices=True, flat=frozenset({"eps"}),
     ),
 }  # fmt: skip
 

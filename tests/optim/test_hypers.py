@@ -1,0 +1,166 @@
+"""Hyper-parameters: forms and mistakes; and that nothing is singular."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from metalearn import UsageError, optim
+from metalearn.optim.numerics import quotient, safe_norm, safe_sqrt
+
+D = torch.float64
+PARAMS = {"body.weight": torch.ones(2, 3), "head.weight": torch.ones(3), "head.bias": torch.ones(())}
+
+
+def _rates(lr: optim.hypers.Hyper) -> dict[str, float]:
+    optimizer = optim.sgd(lr)
+    grads = {name: torch.ones_like(value) for name, value in PARAMS.items()}
+    updates = optimizer.update(grads, optimizer.init(PARAMS), PARAMS)[0]
+    return {name: round(-value.flatten()[0].item(), 6) for name, value in updates.items()}
+
+
+def test_a_name_comes_before_a_pattern_and_the_first_pattern_before_the_next() -> None:
+    assert _rates({"*": 0.1, "head.weight": 0.2}) == {"body.weight": 0.1, "head.weight": 0.2, "head.bias": 0.1}
+    assert _rates({"head.*": 0.2, "*": 0.1}) == {"body.weight": 0.1, "head.weight": 0.2, "head.bias": 0.2}
+    assert _rates({"*.weight": 0.3, "head.*": 0.2}) == {"body.weight": 0.3, "head.weight": 0.3, "head.bias": 0.2}
+
+
+def _of(value: float, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.tensor(value, dtype=dtype)
+
+
+MISTAKES = {
+    "an unknown hyper-parameter": (lambda: optim.adam(weight_decya=0.1), ["adam", "'weight_decya'", "'weight_decay'"]),
+    "torch's name of a pair": (lambda: optim.adamw(betas=(0.9, 0.99)), ["'betas'", "b1=…", "b2=…"]),
+    "another pair": (lambda: optim.rprop(etas=(0.5, 1.2)), ["eta_minus", "eta_plus"]),
+    "a flag that is none": (lambda: optim.sgd(0.1, momentum=0.9, nesterov="no"), ["nesterov", "'no'", "True or False"]),
+    "a text": (lambda: optim.sgd("fast"), ["lr", "'fast'", "number"]),
+    "None": (lambda: optim.adam(None), ["lr", "None"]),
+    "out of range": (lambda: optim.adam(b2=1.0), ["b2", "is 1", "[0, 1)", "1 - b2**t"]),
+    "not a number": (lambda: optim.sgd(float("nan")), ["lr", "nan", "at least 0"]),
+    "below zero": (lambda: optim.rmsprop(weight_decay=-1e-4), ["weight_decay", "-0.0001"]),
+    "an open range": (lambda: optim.rprop(eta_plus=1.0), ["eta_plus", "above 1"]),
+    "a range that ends": (lambda: optim.adafactor(beta2_decay=0.8), ["beta2_decay", "at most 0"]),
+    "below one": (lambda: optim.adafactor(d=0.5), ["d is 0.5", "at least 1"]),
+    "in a dict": (lambda: optim.adam(b1={"head.*": 1.5, "*": 0.9}), ["b1", "1.5"]),
+    "a tensor out of range": (lambda: optim.adam(b2=_of(1.0)).init(PARAMS), ["b2", "'body.weight'", "is 1"]),
+    "a tensor by pattern": (
+        lambda: optim.adam(b2={"head.*": _of(1.5), "*": 0.9}).init(PARAMS), ["b2", "'head.weight'", "1.5"],
+    ),
+    "of a schedule": (lambda: optim.adam(b1=lambda count: _of(2.0)).init(PARAMS), ["b1", "is 2"]),
+    "under vmap": (
+        lambda: torch.vmap(lambda b: optim.adam(b2=b).init(PARAMS).mean)(torch.tensor([0.9, 1.0])), ["b2", "is 1"],
+    ),
+    "while it is differentiated": (
+        lambda: torch.func.grad(lambda b: optim.adam(b2=b).init(PARAMS).mean["head.bias"])(_of(-0.5)), ["b2", "-0.5"],
+    ),
+    "a shape": (
+        lambda: optim.adam(torch.ones(5)).init(PARAMS), ["lr", "'body.weight'", "[5]", "[2, 3]", "per_step"],
+    ),
+    "a larger shape": (
+        lambda: optim.sgd({"head.bias": torch.ones(2), "*": 0.1}).init(PARAMS), ["lr", "'head.bias'", "[2]", "[]"],
+    ),
+    "a pattern of nothing": (
+        lambda: optim.sgd({"haed.*": 0.1, "*": 0.2}).init(PARAMS), ["lr", "'haed.*'", "none of the 3", "'head.*'"],
+    ),
+    "a misspelt name": (
+        lambda: optim.adam({"head.wait": 0.1, "*": 0.2}).init(PARAMS), ["'head.wait'", "'head.weight'"],
+    ),
+    "a parameter without a value": (lambda: optim.sgd({"head.*": 0.1}).init(PARAMS), ["lr", "'body.weight'", "'*'"]),
+    "other names of gradients": (
+        lambda: optim.adam().update({"w": torch.ones(1)}, optim.adam().init(PARAMS), PARAMS), ["'w'", "no parameter"],
+    ),
+    "a missing gradient": (
+        lambda: optim.sgd(0.1, momentum=0.9).update({}, optim.sgd(0.1, momentum=0.9).init(PARAMS), PARAMS),
+        ["'body.weight'", "no update"],
+    ),
+    "the state of others": (
+        lambda: optim.adam().update(PARAMS, optim.adam().init({"w": torch.ones(1)}), PARAMS),
+        ["state", "'body.weight'", "init"],
+    ),
+    "Muon's vector": (lambda: optim.muon().init(PARAMS), ["'head.weight'", "[3]", "2 axes", "partition"]),
+    "Muon's adjustment": (lambda: optim.muon(adjust_lr_fn="orginal"), ["adjust_lr_fn", "'original'"]),
+    "Muon's coefficients": (lambda: optim.muon(ns_coefficients=(1.0, 2.0)), ["three"]),
+    "Muon's steps": (lambda: optim.muon(ns_steps=-1), ["ns_steps", "-1"]),
+    "a complex matrix": (
+        lambda: optim.adafactor().init({"w": torch.ones(2, 2, dtype=torch.complex64)}), ["'w'", "complex"],
+    ),
+    "dampening alone": (lambda: optim.sgd(0.1, dampening=0.5), ["dampening", "momentum"]),
+    "Nesterov with dampening": (lambda: optim.sgd(0.1, momentum=0.9, dampening=0.5, nesterov=True), ["dampening=0.0"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_named_in_a_line(mistake: str) -> None:
+    call, words = MISTAKES[mistake]
+    with pytest.raises(UsageError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_learned_rate_may_be_negative() -> None:
+    assert _rates(torch.tensor(-0.5)) == {"body.weight": -0.5, "head.weight": -0.5, "head.bias": -0.5}
+
+
+SINGULAR = {
+    "safe_sqrt": (lambda x: safe_sqrt(x).sum(), torch.zeros(3, dtype=D)),
+    "safe_norm": (safe_norm, torch.zeros(3, dtype=D)),
+    "quotient by zero": (lambda x: quotient(x, x, 0.0).sum(), torch.zeros(3, dtype=D)),
+    "quotient by a root": (lambda x: quotient(x, safe_sqrt(x * x), 1e-8).sum(), torch.zeros(3, dtype=D)),
+}
+
+
+@pytest.mark.parametrize("name", SINGULAR)
+def test_first_and_second_derivatives_are_finite_at_the_singular_point(name: str) -> None:
+    function, at = SINGULAR[name]
+    first = torch.func.grad(function)(at)
+    second = torch.func.jacrev(torch.func.grad(function))(at)
+    assert first.isfinite().all()
+    assert second.isfinite().all()
+    assert torch.equal(second, torch.zeros_like(second))
+    # a quotient with eps has the slope 1 / eps there, which is that of x / (|x| + eps)
+    assert torch.equal(first, torch.full_like(at, 1e8 if name == "quotient by a root" else 0.0))
+
+
+def test_the_numbers_are_those_of_torch_wherever_those_are_finite() -> None:
+    x = torch.cat([torch.zeros(2, dtype=D), torch.logspace(-300, 300, 50, dtype=D)])
+    for history in (False, True):
+        given = x.clone().requires_grad_(history)
+        assert torch.equal(safe_sqrt(given), x.sqrt())
+        assert torch.equal(quotient(given, x.sqrt(), 1e-8), x / (x.sqrt() + 1e-8))
+        assert torch.equal(quotient(given[2:], x[2:], 0.0), x[2:] / x[2:])
+
+
+def test_a_state_can_be_printed_stacked_and_gone_on_with() -> None:
+    params = {"w": torch.linspace(-1, 1, 4, dtype=D)}
+    optimizer = optim.adam(0.1)
+    young, old = optimizer.init(params), optimizer.init(params)
+    for _ in range(3):
+        _, _, old = optimizer.step({"w": params["w"] + 1}, old, params)
+    assert str(young).startswith("AdamState(num_steps=tensor(0), mean={'w': tensor(")
+    assert old._fields == ("num_steps", "mean", "square")
+    both = torch.utils._pytree.tree_map(lambda *leaves: torch.stack(leaves), young, old)
+    grads = {"w": torch.stack([params["w"], params["w"]])}
+    stacked = {"w": torch.stack([params["w"], params["w"]])}
+    got, after = torch.vmap(optimizer.update)(grads, both, stacked)
+    for index, state in enumerate((young, old)):
+        expected, one = optimizer.update(params, state, params)
+        torch.testing.assert_close(got["w"][index], expected["w"], rtol=1e-14, atol=0)
+        torch.testing.assert_close(after.square["w"][index], one.square["w"], rtol=1e-14, atol=0)
+    assert after.num_steps.tolist() == [1, 4]
+
+
+def test_stacked_parameters_need_no_special_state() -> None:
+    # An optimizer that treats entries alike takes a batch of states as it is: many runs at once, without vmap.
+    stacked = {"w": torch.randn(3, 5, dtype=D, generator=torch.Generator().manual_seed(0))}
+    optimizer = optim.adamw(0.1, weight_decay=0.1)
+    state, got = optimizer.init(stacked), stacked
+    for _ in range(4):
+        got, _, state = optimizer.step({"w": got["w"] ** 2}, state, got)
+    for index in range(3):
+        one = {"w": stacked["w"][index]}
+        own = optimizer.init(one)
+        for _ in range(4):
+            one, _, own = optimizer.step({"w": one["w"] ** 2}, own, one)
+        torch.testing.assert_close(got["w"][index], one["w"], rtol=1e-14, atol=0)

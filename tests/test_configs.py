@@ -8,10 +8,18 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from metalearn import optim
 from metalearn.config import build_experiment, config_directory, read_config, write_config
-from metalearn.config.build import build_algorithm, build_logger, build_module, build_source, without_foreign_defaults
+from metalearn.config.build import (
+    build_algorithm,
+    build_inner_optimizer,
+    build_logger,
+    build_module,
+    build_source,
+    without_foreign_defaults,
+)
 from metalearn.config.choices import register_schemas
-from metalearn.config.schema import TrainConfig, check_bounds
+from metalearn.config.schema import InnerOptimizer, TrainConfig, check_bounds
 from metalearn.config.stored import identity, plain
 from metalearn.errors import UsageError
 from metalearn.training import Experiment
@@ -198,6 +206,19 @@ def test_the_seed_fixes_the_model_and_leaves_the_global_generator() -> None:
         assert torch.equal(left, right)
     other = build_module(composed("task=sinusoid", "seed=4"), source)
     assert any(not torch.equal(left, right) for left, right in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_the_inner_optimizer_is_any_of_the_family_with_its_options(tmp_path: Path) -> None:
+    assert [each.value for each in InnerOptimizer] == list(optim.FAMILY)
+    config = composed("task=sinusoid", "inner.optimizer=rmsprop", "inner.options={momentum: 0.9, centered: true}")
+    write_config(config, tmp_path)
+    assert read_config(tmp_path) == config
+    make, params = build_inner_optimizer(config.inner), {"w": torch.ones(2)}
+    expected = optim.rmsprop(0.2, momentum=0.9, centered=True)
+    got, wanted = (each.update(params, each.init(params), params)[0]["w"] for each in (make(0.2), expected))
+    assert torch.equal(got, wanted)
+    for name in optim.FAMILY:
+        assert build_inner_optimizer(composed("task=sinusoid", f"inner.optimizer={name}").inner) is optim.FAMILY[name]
 
 
 def test_a_stored_config_is_read_back_as_it_was(tmp_path: Path) -> None:

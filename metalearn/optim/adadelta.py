@@ -6,7 +6,7 @@ from torch import Tensor
 
 from metalearn.optim.base import GradientTransformation
 from metalearn.optim.hypers import FRACTION, Hypers, hyper_parameters
-from metalearn.optim.numerics import add_square, quotient, safe_sqrt
+from metalearn.optim.numerics import decayed_square, quotient, safe_sqrt
 from metalearn.optim.rules import Rule, Slots, Step, from_rule, zeros
 from metalearn.types import Hyper, Tensors
 
@@ -54,6 +54,6 @@ def adadelta(
 
 def _move(step: Step, gradient: Tensor, param: Tensor, square: Tensor, moved: Tensor) -> tuple[Tensor, Slots]:
     rho, new, eps = step["rho"], step.entries(1 - step.exact("rho")), step["eps"]
-    square = add_square(rho * square, gradient, new)
+    square = decayed_square(square, gradient, rho, new)
     change = quotient(safe_sqrt(moved + eps), safe_sqrt(square + eps), 0.0) * gradient
-    return -step["lr"] * change, (square, add_square(rho * moved, change, new))
+    return -step["lr"] * change, (square, decayed_square(moved, change, rho, new))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from metalearn.optim.base import GradientTransformation
 from metalearn.optim.hypers import Hypers, hyper_parameters
-from metalearn.optim.numerics import add_square, quotient, safe_sqrt
+from metalearn.optim.numerics import over_root
 from metalearn.optim.rules import Rule, Slots, Step, from_rule
 from metalearn.types import Hyper, Tensors
 
@@ -63,6 +63,6 @@ def _first(step: Step, param: Tensor) -> Tensor:
 
 
 def _move(step: Step, gradient: Tensor, param: Tensor, total: Tensor) -> tuple[Tensor, Slots]:
-    total = add_square(total, gradient, 1.0)
+    total = torch.addcmul(total, gradient, gradient)
     rate = step.exact("lr") / (1 + (step.count - 1) * step.exact("lr_decay"))
-    return quotient(step.entries(-rate) * gradient, safe_sqrt(total), step["eps"]), (total,)
+    return over_root(step.entries(-rate) * gradient, total, step["eps"]), (total,)

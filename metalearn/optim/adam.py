@@ -7,7 +7,7 @@ from torch import Tensor
 
 from metalearn.optim.base import GradientTransformation
 from metalearn.optim.hypers import DECAY, Hypers, hyper_parameters
-from metalearn.optim.numerics import add_square, lerp, quotient, safe_sqrt
+from metalearn.optim.numerics import decayed_square, lerp, over_root
 from metalearn.optim.rules import Rule, Slots, Step, from_rule, zeros
 from metalearn.types import Hyper, Tensors
 
@@ -144,7 +144,7 @@ def moments(step: Step, gradient: Tensor, mean: Tensor, square: Tensor) -> tuple
     b1, b2 = step.exact("b1"), step.exact("b2")
     return (
         lerp(mean, gradient, step.entries(1 - b1)),
-        add_square(step.entries(b2) * square, gradient, step.entries(1 - b2)),
+        decayed_square(square, gradient, step.entries(b2), step.entries(1 - b2)),
     )
 
 
@@ -153,4 +153,4 @@ def direction(step: Step, mean: Tensor, square: Tensor, factor: float | Tensor) 
     of_mean = factor / (1 - step.exact("b1") ** step.count)
     # A power and no sqrt(): so has torch.optim, and it differs in the last bit for one step in sixty.
     of_root = (1 - step.exact("b2") ** step.count) ** 0.5
-    return quotient(step.entries(of_mean) * mean, safe_sqrt(square) / step.entries(of_root), step["eps"])
+    return over_root(step.entries(of_mean) * mean, square, step["eps"], scale=step.entries(of_root))

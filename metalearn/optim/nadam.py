@@ -8,7 +8,7 @@ from torch import Tensor
 from metalearn.optim.adam import BETAS, moments
 from metalearn.optim.base import GradientTransformation
 from metalearn.optim.hypers import Hypers, hyper_parameters
-from metalearn.optim.numerics import quotient, safe_sqrt
+from metalearn.optim.numerics import over_root
 from metalearn.optim.rules import Rule, Slots, Step, from_rule, zeros
 from metalearn.types import Hyper, Tensors
 
@@ -70,7 +70,7 @@ def _move(
     b1, decay, rate = (step.exact(name) for name in ("b1", "momentum_decay", "lr"))
     now, after = (b1 * (1 - 0.5 * 0.96 ** (count * decay)) for count in (step.count, step.count + 1))
     product = product * step.entries(now)
-    root = safe_sqrt(square / step.entries(1 - step.exact("b2") ** step.count))
+    unbiased = square / step.entries(1 - step.exact("b2") ** step.count)
     of_gradient = step.entries(-rate * (1 - now)) / (1 - product)
     of_mean = step.entries(-rate * after) / (1 - product * step.entries(after))
-    return quotient(of_gradient * gradient + of_mean * mean, root, step["eps"]), (mean, square, product)
+    return over_root(of_gradient * gradient + of_mean * mean, unbiased, step["eps"]), (mean, square, product)

@@ -6,9 +6,15 @@ function computes on a harmless value in place of the singular one *before* the 
 where"), so that no infinite factor is there to meet a zero in the first derivative, nor in the second.
 """
 
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def is_transformed() -> bool:
@@ -36,6 +42,19 @@ def safe_norm(x: Tensor) -> Tensor:
     return safe_sqrt(x.square().sum())
 
 
+def over_root(numerator: Tensor, square: Tensor, eps: float | Tensor, *, scale: float | Tensor = 1.0) -> Tensor:
+    """`numerator / (sqrt(square) / scale + eps)`; 0, with derivative 0, where that is a division by zero."""
+    is_scaled = isinstance(scale, Tensor) or scale != 1
+    numbers = [number for number in (eps, scale) if isinstance(number, Tensor)]
+    if has_history(numerator, square, *numbers) or not (isinstance(eps, float) and eps > 0):
+        root = safe_sqrt(square)
+        return quotient(numerator, root / scale if is_scaled else root, eps)
+    # The same in the memory of one tensor, which takes half the time where tensors are large.
+    root = square.sqrt()
+    root = (root.div_(scale) if is_scaled else root).add_(eps)
+    return torch.div(numerator, root, out=root)
+
+
 def quotient(numerator: Tensor, denominator: Tensor, eps: float | Tensor) -> Tensor:
     """`numerator / (denominator + eps)`; 0, with derivative 0, where that is a division by zero."""
     denominator = denominator + eps
@@ -54,11 +73,14 @@ def add_scaled(x: Tensor, y: Tensor, factor: Tensor | float) -> Tensor:
     return (x + factor * y).to(x.dtype)  # addcmul takes no other dtype or device
 
 
-def add_square(x: Tensor, y: Tensor, factor: Tensor | float) -> Tensor:
-    """`x + factor * y**2`, rounded as `x.addcmul_(y, y, value=factor)` is."""
-    if not isinstance(factor, Tensor):
-        return torch.addcmul(x, y, y, value=factor)
-    return torch.addcmul(x, factor * y, y)
+def decayed_square(square: Tensor, x: Tensor, decay: Tensor | float, new: Tensor | float) -> Tensor:
+    """`decay * square + new * x**2`, rounded as `square.mul_(decay).addcmul_(x, x, value=new)` is."""
+    kept = decay * square
+    if isinstance(new, Tensor):
+        return torch.addcmul(kept, new * x, x)
+    if has_history(kept, x):
+        return torch.addcmul(kept, x, x, value=new)
+    return kept.addcmul_(x, x, value=new)  # in the memory of what was just made
 
 
 def lerp(start: Tensor, end: Tensor, weight: Tensor | float) -> Tensor:
@@ -87,3 +109,9 @@ def known_values(value: Tensor) -> Tensor | None:
     while torch._C._functorch.is_functorch_wrapped_tensor(value):
         value = torch._C._functorch.get_unwrapped(value)
     return value.detach() if value.device.type == "cpu" and type(value) in (Tensor, torch.nn.Parameter) else None
+
+
+def constant_in_compiled(function: Callable[P, T]) -> Callable[P, T]:
+    """A function of names alone, called once while torch.compile traces a step, which has no regular expressions."""
+    marked: Callable[P, T] = torch.compiler.assume_constant_result(function)
+    return marked

@@ -6,7 +6,7 @@ from torch import Tensor
 from metalearn.optim.adam import BETAS, AdamState, moments
 from metalearn.optim.base import GradientTransformation
 from metalearn.optim.hypers import Hypers, Value, hyper_parameters
-from metalearn.optim.numerics import quotient, safe_sqrt
+from metalearn.optim.numerics import over_root
 from metalearn.optim.rules import Rule, Slots, Step, from_rule, zeros
 from metalearn.types import Hyper
 
@@ -55,7 +55,7 @@ def _move(step: Step, gradient: Tensor, param: Tensor, mean: Tensor, square: Ten
     plain = step.entries(-step.exact("lr") / (1 - step.exact("b1") ** count)) * mean
     if not isinstance(length, Tensor) and length <= 5:
         return plain, (mean, square)
-    adapted = quotient(plain * step.entries(_rectifier(length, longest, correction)), safe_sqrt(square), step["eps"])
+    adapted = over_root(plain * step.entries(_rectifier(length, longest, correction)), square, step["eps"])
     update = torch.where(length > 5, adapted, plain) if isinstance(length, Tensor) else adapted
     return update, (mean, square)
 

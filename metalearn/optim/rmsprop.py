@@ -7,7 +7,7 @@ from torch import Tensor
 
 from metalearn.optim.base import GradientTransformation
 from metalearn.optim.hypers import FRACTION, Hypers, hyper_parameters
-from metalearn.optim.numerics import add_square, lerp, quotient, safe_sqrt
+from metalearn.optim.numerics import decayed_square, lerp, over_root
 from metalearn.optim.rules import Rule, Slots, Step, from_rule, zeros
 from metalearn.types import Hyper, Tensors
 
@@ -94,14 +94,14 @@ def _move(
     centered: bool,
 ) -> tuple[Tensor, Slots]:
     new = step.entries(1 - step.exact("alpha"))
-    square = add_square(step["alpha"] * square, gradient, new)
+    square = decayed_square(square, gradient, step["alpha"], new)
     if mean is None or trace is None:
-        return -step["lr"] * quotient(gradient, safe_sqrt(square), step["eps"]), (square,)
+        return -step["lr"] * over_root(gradient, square, step["eps"]), (square,)
     variance = square
     if centered:
         mean = lerp(mean, gradient, new)
         variance = torch.addcmul(square, mean, mean, value=-1).clamp_min(0)
-    scaled = quotient(gradient, safe_sqrt(variance), step["eps"])
+    scaled = over_root(gradient, variance, step["eps"])
     if "momentum" in step.values:
         trace = scaled = step["momentum"] * trace + scaled
     return -step["lr"] * scaled, (square, mean, trace)

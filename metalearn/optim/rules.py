@@ -5,7 +5,7 @@ Where it treats every entry alike, small parameters are laid end to end and go t
 costs a handful of operations and not a handful for each parameter, and so does its derivative.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -187,33 +187,35 @@ class _Following:
 class _Piece:
     """Parameters that go through a rule together: one as it is, or several small ones laid end to end."""
 
-    names: tuple[str, ...]
-    like: tuple[Tensor, ...]
+    names: list[str]
+    like: list[Tensor]
     joined: bool
 
     def of(self, named: Tensors) -> Tensor:
         """The piece's part of a dict, as one tensor."""
+        tensors = [named[name] for name in self.names]
+        if self._is_complex:
+            tensors = [torch.view_as_real(tensor) for tensor in tensors]
         if not self.joined:
-            return _real(named[self.names[0]])
-        tensors = [_real(named[name]) for name in self.names]
+            return tensors[0]
         if is_transformed():
             return torch.cat([tensor.reshape(-1) for tensor in tensors])
         flat: Tensor = torch._C._nn.flatten_dense_tensors(tensors)  # the same in one call
         return flat
 
-    def parts(self, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    def parts(self, tensor: Tensor) -> Iterable[tuple[str, Tensor]]:
         """The way back: the parameters' names and what is theirs of the tensor."""
-        if not self.joined:
-            yield self.names[0], _as_is(tensor, self.like[0])
-            return
-        likes = [_real(like) for like in self.like]
-        if is_transformed():
-            flat = torch.split(tensor, [like.numel() for like in likes])
-            parts = [part.reshape(like.shape) for part, like in zip(flat, likes, strict=True)]
-        else:
-            parts = torch._C._nn.unflatten_dense_tensors(tensor, likes)  # the same in one call, which vmap has not got
-        for name, like, part in zip(self.names, self.like, parts, strict=True):
-            yield name, _as_is(part, like)
+        parts: Sequence[Tensor] = [tensor]
+        if self.joined:
+            likes = [torch.view_as_real(like) for like in self.like] if self._is_complex else self.like
+            if is_transformed():
+                flat = torch.split(tensor, [like.numel() for like in likes])
+                parts = [part.reshape(like.shape) for part, like in zip(flat, likes, strict=True)]
+            else:  # the same in one call, which vmap has not got
+                parts = torch._C._nn.unflatten_dense_tensors(tensor, likes)
+        if self._is_complex:
+            parts = [torch.view_as_complex(part) for part in parts]
+        return zip(self.names, parts, strict=True)
 
     def value(self, now: Now, hyper: str) -> Value:
         """A hyper-parameter's value for the piece: one number, or a tensor with one an entry."""
@@ -221,6 +223,10 @@ class _Piece:
             return _fitting(now.of(hyper, self.names[0]), self.like[0])
         values = zip(self.names, self.like, strict=True)
         return torch.cat([_spread(now.of(hyper, name), like) for name, like in values])
+
+    @property
+    def _is_complex(self) -> bool:
+        return self.like[0].is_complex()
 
 
 def _pieces(params: Tensors, *, joined: bool) -> list[_Piece]:
@@ -230,8 +236,8 @@ def _pieces(params: Tensors, *, joined: bool) -> list[_Piece]:
         if joined and param.numel() <= JOINED_ENTRIES:
             together.setdefault((param.dtype, param.device), []).append(name)
         else:
-            alone.append(_Piece((name,), (param,), joined=False))
-    pieces = [_Piece(tuple(names), tuple(params[name] for name in names), joined=True) for names in together.values()]
+            alone.append(_Piece([name], [param], joined=False))
+    pieces = [_Piece(names, [params[name] for name in names], joined=True) for names in together.values()]
     return pieces + alone
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from metalearn import Episodes, functionalize, losses, models, random, tree
+from metalearn import Episodes, functionalize, losses, models, optim, random, tree
 from metalearn.algorithms import MAML
 from metalearn.execution import Loop, Vmap
 from metalearn.metagrad import Stepwise, Strategy, Truncated, Unrolled, plan
@@ -236,6 +236,32 @@ def _module_errors(layers: Callable[[], list[torch.nn.Module]], device: torch.de
     return [assert_close(gradient(device, way), expected, tolerance=1e-9) for way in (Loop(), Vmap())]
 
 
+def check_optimizers(device: torch.device) -> dict[str, Any]:
+    """Every optimizer in float64: its steps, and their derivative by its rate, on the device against the CPU."""
+    return {
+        name: assert_close(_steps_and_slope(name, device), _steps_and_slope(name, "cpu"), tolerance=1e-9)
+        for name in optim.FAMILY
+    }
+
+
+def _steps_and_slope(name: str, device: torch.device | str) -> Any:
+    generator = torch.Generator().manual_seed(0)
+    # More than are joined in one, a matrix among them for those that take nothing else, and a row that never moves.
+    start = {name: torch.randn(size, 3, dtype=torch.float64, generator=generator).to(device) for name, size in
+             (("small", 4), ("other", 5), ("large", 6000))}  # fmt: skip
+
+    def after(rate: torch.Tensor) -> tuple[torch.Tensor, Tensors]:
+        optimizer, params = optim.FAMILY[name](rate), start
+        state = optimizer.init(params)
+        for _ in range(5):
+            grads = {key: torch.where(value > 1.5, 0.0, value**3 - 0.1) for key, value in params.items()}
+            params, _, state = optimizer.step(grads, state, params)
+        return torch.stack([value.sum() for value in params.values()]).sum(), params
+
+    slope, params = torch.func.grad(after, has_aux=True)(torch.tensor(0.01, dtype=torch.float64, device=device))
+    return tree.to((slope, params), "cpu")
+
+
 CHECKS: dict[str, Callable[[torch.device], dict[str, Any]]] = {
     "random": check_random,
     "episodes": check_episodes,
@@ -243,6 +269,7 @@ CHECKS: dict[str, Callable[[torch.device], dict[str, Any]]] = {
     "certified": check_certified,
     "strategies": check_strategies,
     "modules": check_modules,
+    "optimizers": check_optimizers,
 }
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from metalearn.optim.base import GradientTransformation
-from metalearn.optim.hypers import AT_LEAST_0, Hypers, Range, hyper_parameters
+from metalearn.optim.hypers import AT_LEAST_0, Hypers, Range, Value, hyper_parameters
 from metalearn.optim.numerics import safe_norm, wide
 from metalearn.optim.rules import Rule, Slots, Step, from_rule
 from metalearn.types import Hyper, Tensors
@@ -98,8 +98,9 @@ def _move(
     return -(size * _relative_step(step) / clip) * direction, (row, column, square)
 
 
-def _relative_step(step: Step) -> float | Tensor:
-    rate, most = step.exact("lr"), 1 / step.count**0.5
+def _relative_step(step: Step) -> Value:
+    rate: Value = step.exact("lr")
+    most: Value = 1 / step.count**0.5
     if not isinstance(rate, Tensor) and not isinstance(most, Tensor):
         return min(rate, most)
     device = step.like.device

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 from torch import Tensor
 
 from metalearn.errors import UsageError, did_you_mean
-from metalearn.optim.numerics import known_values
+from metalearn.optim.numerics import constant_in_compiled, known_values
 from metalearn.patterns import fits, near
 from metalearn.types import Hyper, Tensors
 
@@ -98,7 +98,7 @@ class Hypers:
                 is out of its range.
         """
         for name, hyper in self.values.items():
-            value = hyper(num_steps) if callable(hyper) else hyper
+            value = _after(hyper, num_steps)
             if isinstance(value, Mapping):
                 _check_names(name, value, params)
             for of, param in params.items():
@@ -106,7 +106,7 @@ class Hypers:
 
     def at(self, num_steps: Tensor) -> "Now":
         """What they are after `num_steps` steps, each schedule asked once."""
-        return Now({name: hyper(num_steps) if callable(hyper) else hyper for name, hyper in self.values.items()})
+        return Now({name: _after(hyper, num_steps) for name, hyper in self.values.items()})
 
     def _check_value(self, name: str, value: Value, of: str, param: Tensor) -> None:
         if not isinstance(value, Tensor):
@@ -181,7 +181,12 @@ def value_of(hyper: Hyper, name: str, num_steps: Tensor) -> Value:
     Raises:
         UsageError: it is a dict without an entry for `name`.
     """
-    return _entry(hyper(num_steps) if callable(hyper) else hyper, name, "a hyper-parameter given by name")
+    return _entry(_after(hyper, num_steps), name, "a hyper-parameter given by name")
+
+
+def _after(hyper: Hyper, num_steps: Tensor) -> Value | Mapping[str, Value]:
+    # A dict is asked for first: torch.compile does not know whether one is callable.
+    return hyper if isinstance(hyper, Mapping) or not callable(hyper) else hyper(num_steps)
 
 
 def _entry(value: Any, name: str, what: str) -> Value:
@@ -191,12 +196,15 @@ def _entry(value: Any, name: str, what: str) -> Value:
     if name in value:
         return value[name]  # type: ignore[no-any-return]
     for pattern, each in value.items():
-        if fits(pattern, name):
+        if _fits(pattern, name):
             return each  # type: ignore[no-any-return]
     raise UsageError(
         f"{what} has no value for {name!r} (it has {len(value)} names). {did_you_mean(name, value)} Give one value a "
         "parameter, one for all, or a pattern: '*' fits what has no value of its own."
     )
+
+
+_fits = constant_in_compiled(fits)
 
 
 def _check_names(name: str, by_name: Mapping[str, Any], params: Tensors) -> None:

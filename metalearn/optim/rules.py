@@ -15,11 +15,14 @@ from torch import Tensor
 from metalearn.errors import UsageError
 from metalearn.optim.base import GradientTransformation, check_names, zero_count
 from metalearn.optim.hypers import Hypers, Now, Value
-from metalearn.optim.numerics import add_scaled, is_readable, is_transformed, wide
+from metalearn.optim.numerics import add_scaled, has_history, is_readable, wide
 from metalearn.types import Tensors
 
 JOINED_ENTRIES = 1 << 14
 """Parameters of at most so many entries are joined; above, an operation takes longer than starting it."""
+
+JOINED_TENSORS = 8
+"""So many parameters there have to be: to join and to part takes a few operations too."""
 
 Slots: TypeAlias = tuple[Tensor, ...]
 """The state of one tensor: the fields of the optimizer's state after `num_steps`, in order."""
@@ -68,12 +71,16 @@ class Rule(NamedTuple):
         move: `(step, gradient, param, *slots) -> (update, slots)`; the update is added to the parameter.
         slots: what each slot of state begins with, by the name of its field.
         is_entrywise: every entry is treated alike and alone, so that tensors may be joined.
+        is_light: it is of so few operations that joining pays only where no derivative is asked.
+        is_direction: what it calls an update is a direction of ascent, to be taken `-lr` times.
         least_axes: how many axes a parameter has to have.
     """
 
     move: Callable[..., tuple[Tensor, Slots]]
     slots: Mapping[str, Start] = {}
     is_entrywise: bool = True
+    is_light: bool = False
+    is_direction: bool = False
     least_axes: int = 0
 
 
@@ -142,20 +149,27 @@ class _Following:
 
     def __call__(self, grads: Tensors, state: Any, params: Tensors) -> tuple[Tensors, Tensors, Any]:
         check_names(grads, params)
-        count, *slots = state
-        self._check_state(slots, params)
+        count, *slots = self._checked(state, params)
         now = self.hypers.at(count)
         number = int(count) + 1 if is_readable(count) else count + 1
         moved: Tensors = {}
         updates: Tensors = {}
         after: list[Tensors] = [{} for _ in slots]
-        for piece in _pieces(params, joined=self.rule.is_entrywise):
-            step = Step(number, {name: piece.value(now, name) for name in now.values}, piece.of(params))
+        by_name = any(now.has_names(name) for name in now.values)
+        for_all = {} if by_name else {name: now.of(name, "") for name in now.values}
+        for piece in _pieces(params, joined=self._joins(grads)):
+            values = {name: piece.value(now, name) for name in now.values} if by_name else for_all
+            step = Step(number, values, piece.of(params))
             found = self._move(step, piece.of(grads), *(piece.of(slot) for slot in slots))
             for into, tensor in zip((moved, updates, *after), found, strict=True):
                 into.update(piece.parts(tensor))
         ordered = [{name: named[name] for name in params} for named in (moved, updates, *after)]
         return ordered[0], ordered[1], self.state_type(count + 1, *ordered[2:])
+
+    def _joins(self, grads: Tensors) -> bool:
+        if len(grads) < JOINED_TENSORS or not self.rule.is_entrywise:
+            return False
+        return not (self.rule.is_light and has_history(*grads.values()))
 
     def _move(self, step: Step, gradient: Tensor, *slots: Tensor) -> tuple[Tensor, ...]:
         """The parameter after the step, the update, and the slots."""
@@ -167,20 +181,31 @@ class _Following:
         if is_decayed and not self.decoupled:
             gradient = add_scaled(gradient, param, decay)
         update, slots = self.rule.move(step, gradient, param, *slots)
+        if self.rule.is_direction:
+            # As torch.optim rounds: once, where a sum of parameter and update would be rounded twice.
+            return add_scaled(param, update, -step["lr"]), -step["lr"] * update, *slots
         if not is_decayed or not self.decoupled:
             return param + update, update, *slots
         shrink = step["lr"] * decay
         # As torch.optim rounds: first the parameter shrinks, then it moves.
         return param * (1 - shrink) + update, update - shrink * param, *slots
 
-    def _check_state(self, slots: list[Tensors], params: Tensors) -> None:
-        for field, slot in zip(self.rule.slots, slots, strict=True):
+    def _checked(self, state: Any, params: Tensors) -> Any:
+        fields = ("num_steps", *self.rule.slots)
+        if getattr(state, "_fields", None) != fields:
+            raise UsageError(
+                f"the optimizer's state is a {type(state).__name__}, expected one of {', '.join(fields)}: it is another "
+                "optimizer's. Begin with optimizer.init(params)."
+            )
+        for field in self.rule.slots:
+            slot = getattr(state, field)
             if slot.keys() != params.keys():
                 name = min(slot.keys() ^ params.keys())
                 raise UsageError(
                     f"the optimizer's state is that of other parameters: {name!r} is in only one of `{field}` and the "
                     "parameters. Begin with optimizer.init(params)."
                 )
+        return state
 
 
 @dataclass(frozen=True)
@@ -198,21 +223,16 @@ class _Piece:
             tensors = [torch.view_as_real(tensor) for tensor in tensors]
         if not self.joined:
             return tensors[0]
-        if is_transformed():
-            return torch.cat([tensor.reshape(-1) for tensor in tensors])
-        flat: Tensor = torch._C._nn.flatten_dense_tensors(tensors)  # the same in one call
-        return flat
+        return torch.cat([tensor if tensor.dim() == 1 else tensor.reshape(-1) for tensor in tensors])
 
     def parts(self, tensor: Tensor) -> Iterable[tuple[str, Tensor]]:
         """The way back: the parameters' names and what is theirs of the tensor."""
         parts: Sequence[Tensor] = [tensor]
         if self.joined:
             likes = [torch.view_as_real(like) for like in self.like] if self._is_complex else self.like
-            if is_transformed():
-                flat = torch.split(tensor, [like.numel() for like in likes])
-                parts = [part.reshape(like.shape) for part, like in zip(flat, likes, strict=True)]
-            else:  # the same in one call, which vmap has not got
-                parts = torch._C._nn.unflatten_dense_tensors(tensor, likes)
+            # One node of the graph for all: the backward of separate views would fill the whole vector for each.
+            flat = tensor.split_with_sizes([like.numel() for like in likes])
+            parts = [part if like.dim() == 1 else part.view(like.shape) for part, like in zip(flat, likes, strict=True)]
         if self._is_complex:
             parts = [torch.view_as_complex(part) for part in parts]
         return zip(self.names, parts, strict=True)

@@ -1,9 +1,10 @@
 """Stochastic gradient descent."""
 
 from metalearn.errors import UsageError
-from metalearn.optim.base import GradientTransformation, chain
-from metalearn.optim.hypers import hyper_parameters
-from metalearn.optim.transforms import add_decayed_weights, scale, scale_by_learning_rate, trace
+from metalearn.optim.base import CountState, GradientTransformation
+from metalearn.optim.hypers import ANY, Hypers, hyper_parameters
+from metalearn.optim.rules import Rule, from_rule, zeros
+from metalearn.optim.transforms import TraceState, momentum_rule
 from metalearn.types import Hyper
 
 
@@ -41,19 +42,21 @@ def sgd(
         >>> round(updates["w"].item(), 3)
         -0.2
     """
-    if not _is_used(momentum):
-        if nesterov:
-            raise UsageError("nesterov=True needs a momentum: pass momentum=0.9, or nesterov=False.")
-        if _is_used(dampening):
-            raise UsageError("dampening is of the momentum, and there is none: pass momentum=0.9, or no dampening.")
-    if nesterov and _is_used(dampening):
+    has_momentum, is_dampened = _is_used(momentum), _is_used(dampening)
+    if nesterov and not has_momentum:
+        raise UsageError("nesterov=True needs a momentum: pass momentum=0.9, or nesterov=False.")
+    if is_dampened and not has_momentum:
+        raise UsageError("dampening is of the momentum, and there is none: pass momentum=0.9, or no dampening.")
+    if nesterov and is_dampened:
         raise UsageError("Nesterov's momentum has no dampening (nor in torch.optim): pass dampening=0.0.")
-    parts = [scale(-1.0)] if maximize else []
-    if weight_decay is not None and _is_used(weight_decay):
-        parts.append(add_decayed_weights(weight_decay))
-    if momentum is not None and _is_used(momentum):
-        parts.append(trace(momentum, nesterov=nesterov, dampening=dampening))
-    return chain(*parts, scale_by_learning_rate(lr))
+    given = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
+    hypers = Hypers({name: value for name, value in given.items() if value is not None}, {"dampening": ANY})
+
+    if not has_momentum:
+        plain = Rule(lambda step, gradient, param: (gradient, ()), is_light=True, is_direction=True)
+        return from_rule(plain, CountState, hypers, maximize=maximize)
+    rule = Rule(momentum_rule(nesterov=nesterov), {"trace": zeros}, is_light=True, is_direction=True)
+    return from_rule(rule, TraceState, hypers, maximize=maximize)
 
 
 def _is_used(hyper: Hyper | None) -> bool:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from metalearn.optim.base import CountState, GradientTransformation, check_names, stateless, zero_count
 from metalearn.optim.hypers import ANY, Hypers, Value, hyper_parameters
-from metalearn.optim.numerics import add_scaled, is_readable
+from metalearn.optim.numerics import add_scaled, wide
+from metalearn.optim.rules import Rule, Slots, Step, from_rule, zeros
 from metalearn.types import Hyper, Tensors
 
 
@@ -48,7 +49,7 @@ def scale_by_learning_rate(lr: Hyper) -> GradientTransformation:
         for name, value in updates.items():
             rate = now.of("lr", name)
             moved[name] = add_scaled(params[name], value, -rate)
-            scaled[name] = -rate * value
+            scaled[name] = (-rate * value).to(value.dtype)  # a scalar gives way to a rate in double
         return moved, scaled, CountState(state.num_steps + 1)
 
     return GradientTransformation(part.init, part.update, fused)
@@ -68,32 +69,29 @@ def trace(decay: Hyper, *, nesterov: bool = False, dampening: Hyper = 0.0) -> Gr
     Nesterov's passes on $u_t + \mu_t m_t$.
     """
     hypers = Hypers({"momentum": decay, "dampening": dampening}, {"dampening": ANY})
-
-    def init(params: Tensors) -> TraceState:
-        count = zero_count(params)
-        hypers.check(params, count)
-        return TraceState(count, {name: torch.zeros_like(value) for name, value in params.items()})
-
-    def update(updates: Tensors, state: TraceState, params: Tensors) -> tuple[Tensors, TraceState]:
-        check_names(updates, params)
-        now = hypers.at(state.num_steps)
-        moved, passed = {}, {}
-        for name, value in updates.items():
-            decay, damping = now.of("momentum", name), now.of("dampening", name)
-            moved[name] = add_scaled(decay * state.trace[name], value, _weight(damping, state.num_steps))
-            passed[name] = add_scaled(value, moved[name], decay) if nesterov else moved[name]
-        return passed, TraceState(state.num_steps + 1, moved)
-
-    return GradientTransformation(init, update)
+    return from_rule(Rule(momentum_rule(nesterov=nesterov), {"trace": zeros}, is_light=True), TraceState, hypers)
 
 
-def _weight(damping: Value, num_steps: Tensor) -> Value:
+def momentum_rule(*, nesterov: bool) -> Callable[..., tuple[Tensor, Slots]]:
+    """The rule of `trace`, with the hyper-parameters `momentum` and `dampening`."""
+
+    def move(step: Step, gradient: Tensor, param: Tensor, trace: Tensor) -> tuple[Tensor, Slots]:
+        summed = add_scaled(step["momentum"] * trace, gradient, _weight(step))
+        return (add_scaled(gradient, summed, step["momentum"]) if nesterov else summed), (summed,)
+
+    return move
+
+
+def _weight(step: Step) -> Value:
+    """How much of a gradient enters the momentum: all of the first."""
+    damping = step["dampening"]
     if not isinstance(damping, Tensor) and damping == 0:
         return 1.0
-    if is_readable(num_steps):
-        return 1.0 if int(num_steps) == 0 else 1 - damping
-    undamped = torch.ones((), dtype=getattr(damping, "dtype", torch.float64), device=num_steps.device)
-    return torch.where(num_steps == 0, undamped, 1 - damping)
+    if isinstance(step.number, int):
+        return 1.0 if step.number == 1 else 1 - damping
+    # In double first: a where() of two floats is a float32.
+    left = wide(1 - step.exact("dampening"), step.like.device)
+    return step.entries(torch.where(step.number == 1, 1.0, left))
 
 
 def counting(
@@ -113,6 +111,7 @@ def counting(
             name: change(value, params[name], lambda hyper, name=name: now.of(hyper, name))  # type: ignore[misc]
             for name, value in updates.items()
         }
+        changed = {name: value.to(updates[name].dtype) for name, value in changed.items()}
         return changed, CountState(state.num_steps + 1)
 
     return GradientTransformation(init, update)

@@ -34,7 +34,7 @@ def named(nest: Any, *, prefix: str = OPT_STATE) -> Tensors:
         >>> from metalearn import optim
         >>> opt_state = optim.sgd(0.1, momentum=0.9).init({"head.weight": torch.ones(2)})
         >>> list(named(opt_state))
-        ['opt_state.0.num_steps', 'opt_state.0.trace.head.weight', 'opt_state.1.num_steps']
+        ['opt_state.num_steps', 'opt_state.trace.head.weight']
     """
     result: Tensors = {}
     for path, leaf in pytree.tree_flatten_with_path(nest)[0]:

@@ -31,7 +31,9 @@ def _flat(report: TransformationReport, hypers: Mapping[str, object]) -> set[str
 
 
 @pytest.mark.parametrize("name", FAMILY)
-def test_every_hyper_parameter(name: str) -> None:
+def test_every_hyper_parameter(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Here parameters go through a rule joined, and in the table of forms below one by one.
+    monkeypatch.setattr(optim.rules, "JOINED_TENSORS", 1)
     row = FAMILY[name]
     report = check_transformation(
         lambda hypers: row.ours(**hypers), hypers=row.hypers, params=_params(row), num_steps=STEPS,

@@ -77,6 +77,10 @@ MISTAKES = {
         lambda: optim.adam().update(PARAMS, optim.adam().init({"w": torch.ones(1)}), PARAMS),
         ["state", "'body.weight'", "init"],
     ),
+    "the state of another": (
+        lambda: optim.adam().update(PARAMS, optim.sgd(0.1, momentum=0.9).init(PARAMS), PARAMS),
+        ["TraceState", "square"],
+    ),
     "Muon's vector": (lambda: optim.muon().init(PARAMS), ["'head.weight'", "[3]", "2 axes", "partition"]),
     "Muon's adjustment": (lambda: optim.muon(adjust_lr_fn="orginal"), ["adjust_lr_fn", "'original'"]),
     "Muon's coefficients": (lambda: optim.muon(ns_coefficients=(1.0, 2.0)), ["three"]),

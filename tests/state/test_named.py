@@ -34,10 +34,9 @@ def test_an_optimizer_goes_on_from_what_was_named(name: str) -> None:
 def test_names_are_paths() -> None:
     opt_state = optim.sgd(0.1, momentum=0.9).init(PARAMS)
     assert list(state.named(opt_state, prefix="")) == [
-        "0.num_steps",
-        "0.trace.features.0.weight",
-        "0.trace.head.bias",
-        "1.num_steps",
+        "num_steps",
+        "trace.features.0.weight",
+        "trace.head.bias",
     ]
 
 

@@ -149,7 +149,7 @@ def test_a_file_of_save_is_no_state_dict(tmp_path) -> None:
 
 def test_what_can_not_be_saved_is_refused(tmp_path) -> None:
     with pytest.raises(
-        UsageError, match=r"opt_state= is of type tuple, expected a dict of tensors.*metalearn.state.named"
+        UsageError, match=r"opt_state= is of type CountState, expected a dict of tensors.*metalearn.state.named"
     ):
         state.save(tmp_path / "f", {}, {}, opt_state=optim.sgd(0.1).init({}))
     with pytest.raises(UsageError, match="params= has 'w' of type float"):

@@ -107,12 +107,7 @@ def adamw(
 def scale_by_adam(b1: Hyper = 0.9, b2: Hyper = 0.999, eps: Hyper = 1e-8) -> GradientTransformation:
     r"""Adam's direction $\hat m_t / (\sqrt{\hat v_t} + \epsilon)$ alone, to chain with others: see `adam`."""
     hypers = Hypers({"b1": b1, "b2": b2, "eps": eps}, BETAS)
-
-    def move(step: Step, gradient: Tensor, param: Tensor, mean: Tensor, square: Tensor) -> tuple[Tensor, Slots]:
-        mean, square = moments(step, gradient, mean, square)
-        return direction(step, mean, square, 1.0), (mean, square)
-
-    return from_rule(Rule(move, {"mean": zeros, "square": zeros}), AdamState, hypers)
+    return from_rule(Rule(_move, {"mean": zeros, "square": zeros}), AdamState, hypers)
 
 
 def _adam(
@@ -128,7 +123,7 @@ def _adam(
 
 def _move(step: Step, gradient: Tensor, param: Tensor, mean: Tensor, square: Tensor) -> tuple[Tensor, Slots]:
     mean, square = moments(step, gradient, mean, square)
-    return direction(step, mean, square, -step.exact("lr")), (mean, square)
+    return direction(step, mean, square), (mean, square)
 
 
 def _move_by_largest(
@@ -136,7 +131,7 @@ def _move_by_largest(
 ) -> tuple[Tensor, Slots]:
     mean, square = moments(step, gradient, mean, square)
     largest = torch.maximum(largest, square)
-    return direction(step, mean, largest, -step.exact("lr")), (mean, square, largest)
+    return direction(step, mean, largest), (mean, square, largest)
 
 
 def moments(step: Step, gradient: Tensor, mean: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,9 +143,9 @@ def moments(step: Step, gradient: Tensor, mean: Tensor, square: Tensor) -> tuple
     )
 
 
-def direction(step: Step, mean: Tensor, square: Tensor, factor: float | Tensor) -> Tensor:
-    """The bias-corrected mean over the root of the bias-corrected square, times a factor, rounded as torch does."""
-    of_mean = factor / (1 - step.exact("b1") ** step.count)
+def direction(step: Step, mean: Tensor, square: Tensor) -> Tensor:
+    """The bias-corrected mean over the root of the bias-corrected square, times `-lr` where there is a rate."""
+    of_mean = (-step.exact("lr") if "lr" in step.values else 1.0) / (1 - step.exact("b1") ** step.count)
     # A power and no sqrt(): so has torch.optim, and it differs in the last bit for one step in sixty.
     of_root = (1 - step.exact("b2") ** step.count) ** 0.5
     return over_root(step.entries(of_mean) * mean, square, step["eps"], scale=step.entries(of_root))

@@ -1,6 +1,7 @@
 """The pure functions that every optimizer is."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -78,19 +79,28 @@ def chain(*transformations: GradientTransformation) -> GradientTransformation:
         -0.10001
     """
 
-    def init(params: Tensors) -> tuple[Any, ...]:
-        return tuple(part.init(params) for part in transformations)
+    chained = _Chain(transformations)
+    return GradientTransformation(chained.init, chained.update, chained.step if transformations else None)
 
-    def update(updates: Tensors, state: tuple[Any, ...], params: Tensors) -> tuple[Tensors, tuple[Any, ...]]:
-        return _through(transformations, updates, state, params)
 
-    def fused(updates: Tensors, state: tuple[Any, ...], params: Tensors) -> tuple[Tensors, Tensors, tuple[Any, ...]]:
-        *first, last = transformations
+@dataclass(frozen=True)
+class _Chain:
+    # Methods, and no functions within `chain`: torch.compile can not define one whose annotations are subscripted.
+    parts: tuple[GradientTransformation, ...]
+
+    def init(self, params: Tensors) -> tuple[Any, ...]:
+        return tuple(part.init(params) for part in self.parts)
+
+    def update(self, updates: Tensors, state: tuple[Any, ...], params: Tensors) -> tuple[Tensors, tuple[Any, ...]]:
+        return _through(self.parts, updates, state, params)
+
+    def step(
+        self, updates: Tensors, state: tuple[Any, ...], params: Tensors
+    ) -> tuple[Tensors, Tensors, tuple[Any, ...]]:
+        *first, last = self.parts
         updates, states = _through(first, updates, state[:-1], params)
         params, updates, last_state = last.step(updates, state[-1], params)
         return params, updates, (*states, last_state)
-
-    return GradientTransformation(init, update, fused if transformations else None)
 
 
 def _through(
@@ -106,10 +116,9 @@ def _through(
 def stateless(function: Callable[[Tensors, Tensors], Tensors]) -> GradientTransformation:
     """A transformation from a pure `(updates, params) -> updates`."""
 
-    def update(updates: Tensors, state: EmptyState, params: Tensors) -> tuple[Tensors, EmptyState]:
-        return function(updates, params), state
-
-    return GradientTransformation(lambda params: EmptyState(), update)
+    return GradientTransformation(
+        lambda params: EmptyState(), lambda updates, state, params: (function(updates, params), state)
+    )
 
 
 def zero_count(params: Tensors) -> Tensor:
@@ -119,9 +128,22 @@ def zero_count(params: Tensors) -> Tensor:
 
 
 def check_names(updates: Tensors, params: Tensors) -> None:
-    """Raises UsageError unless both have the same names."""
-    if updates.keys() == params.keys():
-        return
+    """Raises UsageError unless there is one update for each parameter, of its shape and dtype."""
+    if updates.keys() != params.keys():
+        _refuse_names(updates, params)
+    for name, value in params.items():
+        update = updates[name]
+        if not isinstance(update, Tensor):
+            raise UsageError(
+                f"the update for {name!r} is {update!r}, expected a tensor: zeros where there is no gradient, or "
+                "metalearn.optim.only_if for a parameter that is to be skipped."
+            )
+        if update.shape != value.shape or update.dtype != value.dtype:
+            got, expected = (f"{each.dtype} of shape {list(each.shape)}" for each in (update, value))
+            raise UsageError(f"the update for {name!r} is {got}, and the parameter {expected}: both must be the same.")
+
+
+def _refuse_names(updates: Tensors, params: Tensors) -> None:
     for given, expected, what in ((updates, params, "parameter"), (params, updates, "update")):
         for name in given:
             if name not in expected:

@@ -1,6 +1,7 @@
 """Muon: momentum, orthogonalised."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -77,18 +78,20 @@ def muon(
         raise UsageError(f"ns_steps is {ns_steps!r}, but must be an integer of at least 0.")
     hypers = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "eps": eps}
     hypers |= zip(_COEFFICIENTS, ns_coefficients, strict=True)
-
-    def move(step: Step, gradient: Tensor, param: Tensor, mean: Tensor) -> tuple[Tensor, Slots]:
-        mean = lerp(mean, gradient, step.entries(1 - step.exact("momentum")))
-        ahead = lerp(gradient, mean, step["momentum"]) if nesterov else mean
-        matrix = ahead.flatten(1)
-        factor = _adjustment(adjust_lr_fn, *matrix.shape)
-        coefficients = [step[name] for name in _COEFFICIENTS]
-        moved = orthogonalised(matrix, coefficients, num_steps=ns_steps, eps=step["eps"])
-        return -step["lr"] * factor * moved.reshape(param.shape), (mean,)
-
+    move = partial(_move, nesterov=nesterov, num_steps=ns_steps, adjustment=adjust_lr_fn)
     rule = Rule(move, {"mean": zeros}, is_entrywise=False, least_axes=2)
     return from_rule(rule, MuonState, Hypers(hypers, _RANGES), decoupled=True)
+
+
+def _move(
+    step: Step, gradient: Tensor, param: Tensor, mean: Tensor, *, nesterov: bool, num_steps: int, adjustment: str
+) -> tuple[Tensor, Slots]:
+    mean = lerp(mean, gradient, step.entries(1 - step.exact("momentum")))
+    ahead = lerp(gradient, mean, step["momentum"]) if nesterov else mean
+    matrix = ahead.flatten(1)
+    coefficients = [step[name] for name in _COEFFICIENTS]
+    moved = orthogonalised(matrix, coefficients, num_steps=num_steps, eps=step["eps"])
+    return -step["lr"] * _adjustment(adjustment, *matrix.shape) * moved.reshape(param.shape), (mean,)
 
 
 def orthogonalised(
@@ -108,4 +111,3 @@ def orthogonalised(
 def _adjustment(name: str, rows: int, columns: int) -> float:
     ratio: float = max(1, rows / columns) ** 0.5 if name == "original" else 0.2 * max(rows, columns) ** 0.5
     return ratio
-

@@ -1,5 +1,6 @@
 """RMSprop."""
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -78,15 +79,14 @@ def rmsprop(
     if momentum is not None or centered:
         slots, state_type = {"square": zeros, "mean": zeros, "trace": zeros}, CenteredState
 
-    def move(step: Step, gradient: Tensor, param: Tensor, *before: Tensor) -> tuple[Tensor, Slots]:
-        return _move(step, gradient, *before, centered=centered)
-
-    return from_rule(Rule(move, slots), state_type, Hypers(hypers, {"alpha": FRACTION}), maximize=maximize)
+    rule = Rule(partial(_move, centered=centered), slots)
+    return from_rule(rule, state_type, Hypers(hypers, {"alpha": FRACTION}), maximize=maximize)
 
 
 def _move(
     step: Step,
     gradient: Tensor,
+    param: Tensor,
     square: Tensor,
     mean: Tensor | None = None,
     trace: Tensor | None = None,

@@ -108,12 +108,9 @@ def from_rule(
             the update; needs a hyper-parameter `lr`.
         maximize: climb. As in torch.optim the decay still shrinks.
     """
-    follow = _Following(rule, state_type, hypers, decoupled=decoupled, maximize=maximize)
-
-    def update(updates: Tensors, state: Any, params: Tensors) -> tuple[Tensors, Any]:
-        return follow(updates, state, params)[1:]
-
-    return GradientTransformation(follow.init, update, follow)
+    # Methods and no functions in here: torch.compile can not define one whose annotations are subscripted.
+    following = _Following(rule, state_type, hypers, decoupled=decoupled, maximize=maximize)
+    return GradientTransformation(following.init, following.update, following.step)
 
 
 @dataclass(frozen=True)
@@ -138,6 +135,8 @@ class _Following:
         return self.state_type(count, **slots)
 
     def _check_param(self, name: str, param: Tensor) -> None:
+        if not (param.is_floating_point() or param.is_complex()):
+            raise UsageError(f"{name!r} is {param.dtype}, which has no gradient: leave it among the buffers.")
         if param.dim() < self.rule.least_axes:
             raise UsageError(
                 f"{name!r} has shape {list(param.shape)}, and this optimizer takes parameters of at least "
@@ -147,7 +146,10 @@ class _Following:
         if param.is_complex() and not self.rule.is_entrywise:
             raise UsageError(f"{name!r} is complex, and this optimizer takes real parameters only, as torch's.")
 
-    def __call__(self, grads: Tensors, state: Any, params: Tensors) -> tuple[Tensors, Tensors, Any]:
+    def update(self, updates: Tensors, state: Any, params: Tensors) -> tuple[Tensors, Any]:
+        return self.step(updates, state, params)[1:]
+
+    def step(self, grads: Tensors, state: Any, params: Tensors) -> tuple[Tensors, Tensors, Any]:
         check_names(grads, params)
         count, *slots = self._checked(state, params)
         now = self.hypers.at(count)
@@ -194,8 +196,8 @@ class _Following:
         fields = ("num_steps", *self.rule.slots)
         if getattr(state, "_fields", None) != fields:
             raise UsageError(
-                f"the optimizer's state is a {type(state).__name__}, expected one of {', '.join(fields)}: it is another "
-                "optimizer's. Begin with optimizer.init(params)."
+                f"the optimizer's state is a {type(state).__name__}, expected one of {', '.join(fields)}: it is that "
+                "of another optimizer. Begin with optimizer.init(params)."
             )
         for field in self.rule.slots:
             slot = getattr(state, field)

@@ -1,10 +1,12 @@
 """Stochastic gradient descent."""
 
+from functools import partial
+
 from metalearn.errors import UsageError
 from metalearn.optim.base import CountState, GradientTransformation
 from metalearn.optim.hypers import ANY, Hypers, hyper_parameters
 from metalearn.optim.rules import Rule, from_rule, zeros
-from metalearn.optim.transforms import TraceState, momentum_rule
+from metalearn.optim.transforms import TraceState, by_momentum
 from metalearn.types import Hyper
 
 
@@ -55,7 +57,7 @@ def sgd(
     if not has_momentum:
         plain = Rule(lambda step, gradient, param: (gradient, ()), is_light=True, is_direction=True)
         return from_rule(plain, CountState, hypers, maximize=maximize)
-    rule = Rule(momentum_rule(nesterov=nesterov), {"trace": zeros}, is_light=True, is_direction=True)
+    rule = Rule(partial(by_momentum, nesterov=nesterov), {"trace": zeros}, is_light=True, is_direction=True)
     return from_rule(rule, TraceState, hypers, maximize=maximize)
 
 

@@ -73,6 +73,19 @@ MISTAKES = {
         lambda: optim.sgd(0.1, momentum=0.9).update({}, optim.sgd(0.1, momentum=0.9).init(PARAMS), PARAMS),
         ["'body.weight'", "no update"],
     ),
+    "a gradient of another shape": (
+        lambda: optim.adam().update({**PARAMS, "head.weight": torch.ones(4)}, optim.adam().init(PARAMS), PARAMS),
+        ["'head.weight'", "[4]", "[3]"],
+    ),
+    "a gradient of another dtype": (
+        lambda: optim.sgd(0.1).update({**PARAMS, "head.bias": _of(1.0, D)}, optim.sgd(0.1).init(PARAMS), PARAMS),
+        ["'head.bias'", "float64", "float32"],
+    ),
+    "a gradient that is None": (
+        lambda: optim.sgd(0.1).update({**PARAMS, "head.bias": None}, optim.sgd(0.1).init(PARAMS), PARAMS),
+        ["'head.bias'", "None", "zeros", "only_if"],
+    ),
+    "an integer parameter": (lambda: optim.adam().init({"steps": torch.tensor(3)}), ["'steps'", "int64", "buffers"]),
     "the state of others": (
         lambda: optim.adam().update(PARAMS, optim.adam().init({"w": torch.ones(1)}), PARAMS),
         ["state", "'body.weight'", "init"],
@@ -168,3 +181,19 @@ def test_stacked_parameters_need_no_special_state() -> None:
         for _ in range(4):
             one, _, own = optimizer.step({"w": one["w"] ** 2}, own, one)
         torch.testing.assert_close(got["w"][index], one["w"], rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize("name", optim.FAMILY)
+def test_an_optimizer_is_made_and_steps_in_a_compiled_function(name: str) -> None:
+    make, params = optim.FAMILY[name], {f"p{index}": torch.randn(3, 2, dtype=D) for index in range(9)}
+    state = make(0.1).init(params)
+
+    def two_steps(rate: Tensor) -> tuple[Tensor, ...]:
+        optimizer = make(rate)
+        moved, _, after = optimizer.step(params, state, params)
+        return tuple(optimizer.step(params, after, moved)[0].values())
+
+    torch.compiler.reset()
+    rate = torch.tensor(0.1, dtype=D)
+    compiled = torch.compile(two_steps, fullgraph=True, backend="eager")(rate)
+    torch.testing.assert_close(compiled, two_steps(rate), rtol=1e-14, atol=1e-15)

@@ -78,7 +78,6 @@ def chain(*transformations: GradientTransformation) -> GradientTransformation:
         >>> round(updates["w"].item(), 5)
         -0.10001
     """
-
     chained = _Chain(transformations)
     return GradientTransformation(chained.init, chained.update, chained.step if transformations else None)
 
@@ -115,7 +114,6 @@ def _through(
 
 def stateless(function: Callable[[Tensors, Tensors], Tensors]) -> GradientTransformation:
     """A transformation from a pure `(updates, params) -> updates`."""
-
     return GradientTransformation(
         lambda params: EmptyState(), lambda updates, state, params: (function(updates, params), state)
     )

@@ -1,6 +1,7 @@
 """The pieces that optimizers are chained from."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -69,17 +70,14 @@ def trace(decay: Hyper, *, nesterov: bool = False, dampening: Hyper = 0.0) -> Gr
     Nesterov's passes on $u_t + \mu_t m_t$.
     """
     hypers = Hypers({"momentum": decay, "dampening": dampening}, {"dampening": ANY})
-    return from_rule(Rule(momentum_rule(nesterov=nesterov), {"trace": zeros}, is_light=True), TraceState, hypers)
+    rule = Rule(partial(by_momentum, nesterov=nesterov), {"trace": zeros}, is_light=True)
+    return from_rule(rule, TraceState, hypers)
 
 
-def momentum_rule(*, nesterov: bool) -> Callable[..., tuple[Tensor, Slots]]:
+def by_momentum(step: Step, gradient: Tensor, param: Tensor, trace: Tensor, *, nesterov: bool) -> tuple[Tensor, Slots]:
     """The rule of `trace`, with the hyper-parameters `momentum` and `dampening`."""
-
-    def move(step: Step, gradient: Tensor, param: Tensor, trace: Tensor) -> tuple[Tensor, Slots]:
-        summed = add_scaled(step["momentum"] * trace, gradient, _weight(step))
-        return (add_scaled(gradient, summed, step["momentum"]) if nesterov else summed), (summed,)
-
-    return move
+    summed = add_scaled(step["momentum"] * trace, gradient, _weight(step))
+    return (add_scaled(gradient, summed, step["momentum"]) if nesterov else summed), (summed,)
 
 
 def _weight(step: Step) -> Value:

@@ -11,8 +11,8 @@ Tensors: TypeAlias = dict[str, Tensor]
 Batch: TypeAlias = Any
 """What a loss is given: usually `(inputs, targets)`, in general any nest of tensors."""
 
-Schedule: TypeAlias = Callable[[Tensor], Tensor | float]
-"""A hyper-parameter that changes: the number of steps done so far (int64 scalar) -> its value."""
+Schedule: TypeAlias = Callable[[Tensor], Tensor | float | Mapping[str, Tensor | float]]
+"""A hyper-parameter that changes: the number of steps done so far (int64 scalar) -> its value, or values by name."""
 
 Hyper: TypeAlias = float | Tensor | Mapping[str, Tensor | float] | Schedule
 """A hyper-parameter: one value, a value by parameter name, or a schedule of either."""

@@ -240,8 +240,12 @@ def check_optimizers(device: torch.device) -> dict[str, Any]:
     """Every optimizer in float64: its steps, and their derivative by its rate, on the device against the CPU."""
     return {
         name: assert_close(_steps_and_slope(name, device), _steps_and_slope(name, "cpu"), tolerance=1e-9)
-        for name in optim.FAMILY
+        for name in (*optim.FAMILY, "noisy")
     }
+
+
+def _noisy(rate: torch.Tensor) -> optim.GradientTransformation:
+    return optim.chain(optim.add_noise(rate, key=3), optim.clip_by_norm(1.0), optim.lamb(rate))
 
 
 def _steps_and_slope(name: str, device: torch.device | str) -> Any:
@@ -251,7 +255,7 @@ def _steps_and_slope(name: str, device: torch.device | str) -> Any:
              (("small", 4), ("other", 5), ("large", 6000))}  # fmt: skip
 
     def after(rate: torch.Tensor) -> tuple[torch.Tensor, Tensors]:
-        optimizer, params = optim.FAMILY[name](rate), start
+        optimizer, params = {**optim.FAMILY, "noisy": _noisy}[name](rate), start
         state = optimizer.init(params)
         for _ in range(5):
             grads = {key: torch.where(value > 1.5, 0.0, value**3 - 0.1) for key, value in params.items()}

@@ -17,6 +17,8 @@ from metalearn.inner import Adapted, InnerState, inner_step
 from metalearn.losses import Loss
 from metalearn.normalisation import Normalisation, policy_of
 from metalearn.optim import GradientTransformation, sgd
+from metalearn.optim.learned import LearnedOptimizer
+from metalearn.optim.learned.base import check_rate, optimizer_of
 from metalearn.problem import Episode, Problem, check_num_steps
 from metalearn.state import Filter
 from metalearn.types import Aux, Batch, Hyper, Tensors
@@ -32,9 +34,10 @@ class MAML(Algorithm):
 
     Attributes:
         loss: `(outputs, targets) -> (loss, metrics)`, for support and query alike (`metalearn.losses`).
-        inner_lr: the inner rate $\alpha$.
+        inner_lr: the inner rate $\alpha$, by default 0.01; None for a learned optimizer, which has its own.
         num_inner_steps: inner steps in training.
-        inner_optimizer: from a rate to a `GradientTransformation`.
+        inner_optimizer: from a rate to a `GradientTransformation`, or a `metalearn.optim.learned.LearnedOptimizer` (as
+            Meta-SGD and MAML++'s LSLR are), whose meta-parameters for what is adapted are `"optimizer.…"` in `meta`.
         adapted: which parameters the inner loop adapts (`metalearn.state.Filter`): `"head.*"` is ANIL, `"features.*"`
             BOIL. The others are used as they were learned.
         learned: which parameters' start is meta-learned; the others stay at the model's own values.
@@ -47,24 +50,31 @@ class MAML(Algorithm):
     """
 
     loss: Loss
-    inner_lr: Hyper = 0.01
+    inner_lr: Hyper | None = None
     num_inner_steps: int = 1
-    inner_optimizer: Callable[[Hyper], GradientTransformation] = sgd
+    inner_optimizer: Callable[[Hyper], GradientTransformation] | LearnedOptimizer = sgd
     adapted: Filter = "*"
     learned: Filter = "*"
     normalisation: str | Normalisation = "module"
     proximal: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuses a normalisation policy that there is not, and a term that would push away from the start."""
+        """Refuses a normalisation policy that there is not, a term that would push away from the start, two rates."""
         policy_of(self.normalisation)
+        if self.inner_lr is None and not isinstance(self.inner_optimizer, LearnedOptimizer):
+            object.__setattr__(self, "inner_lr", 0.01)  # told by the protocol card, so no None that stands for it
+        check_rate("MAML", self.inner_optimizer, self.inner_lr, names=("inner_optimizer", "inner_lr"))
         if not self.proximal >= 0:
             raise UsageError(f"proximal={self.proximal}: the weight of the proximal term is at least 0.")
 
     def init(self, model: FunctionalModel, source: Any = None) -> Tensors:
-        """The model's initial parameters, those that are learned, under the prefix `"init."`."""
+        """The model's initial parameters that are learned, `"init.…"`, and a learned optimizer's, `"optimizer.…"`."""
         policy_of(self.normalisation).check(model)
-        return tree.prefixed(self._roles(model).learned, "init.")
+        roles = self._roles(model)
+        meta = tree.prefixed(roles.learned, "init.")
+        if isinstance(self.inner_optimizer, LearnedOptimizer):
+            meta |= tree.prefixed(self.inner_optimizer.init(roles.start(meta)), "optimizer.")
+        return meta
 
     def problem(self, model: FunctionalModel) -> Problem:
         """The bilevel problem of Algorithm 2."""
@@ -90,7 +100,7 @@ class MAML(Algorithm):
         return Problem(
             init=init,
             inner_loss=inner_loss,
-            optimizer=lambda meta: self.inner_optimizer(self.inner_lr),
+            optimizer=self._optimizer,
             outer_loss=outer_loss,
             num_inner_steps=self.num_inner_steps,
             must_return=norms.must_return(model),
@@ -101,7 +111,7 @@ class MAML(Algorithm):
         roles, norms = self._roles(model), policy_of(self.normalisation)
         norms.check(model)
         check_num_steps(self.num_inner_steps)
-        optimizer, began = self.inner_optimizer(self.inner_lr), roles.start(meta)
+        optimizer, began = self._optimizer(meta), roles.start(meta)
         buffers = norms.initial_buffers(model.with_buffers(buffers), self.num_inner_steps)
 
         def loss_fn(step: int, params: Tensors, buffers: Tensors, batch: Batch) -> tuple[Tensor, Aux]:
@@ -119,6 +129,9 @@ class MAML(Algorithm):
         at_query = policy_of(self.normalisation).at_query(model, self.num_inner_steps)
         outputs: Tensor = at_query(self._roles(model).whole(meta, adapted.params), adapted.buffers, x)[0]
         return outputs
+
+    def _optimizer(self, meta: Tensors) -> GradientTransformation:
+        return optimizer_of(self.inner_optimizer, self.inner_lr, meta, "optimizer.")
 
     def _held(self, loss: Tensor, params: Tensors, began: Tensors) -> Tensor:
         if self.proximal == 0:

@@ -162,11 +162,11 @@ def _outer(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _name(make: Any) -> str | None:
-    """How a factory is called: "sgd", or "sgd(momentum=0.9)" for a partial of it."""
+    """How a factory is called: "sgd", "sgd(momentum=0.9)" for a partial of it; a learned optimizer says it itself."""
     if isinstance(make, partial):
         given = [*map(repr, make.args), *(f"{name}={value!r}" for name, value in make.keywords.items())]
         return f"{_name(make.func)}({', '.join(given)})"
-    return None if make is None else str(getattr(make, "__name__", repr(make)))
+    return None if make is None else str(getattr(make, "__name__", make))
 
 
 def _plain(value: Any) -> Any:

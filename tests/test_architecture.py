@@ -41,7 +41,9 @@ BELOW: dict[str, set[str]] = {
     "adapt": {"config", "use", "inner"},
     "train": {"config", "sweeps", "training"},
     "evaluate": {"config", "training"},
-    "testing": {"metagrad", "inner", "problem", "optim", "functional", "execution", "algorithms", "tasks", "models"},
+    "testing": {
+        "metagrad", "inner", "problem", "optim", "functional", "execution", "algorithms", "tasks", "models", "state",
+    },
 }  # fmt: skip
 # The rooms in the room of tasks, and what each may import of the others; the files beside them are for all.
 TASKS_BELOW: dict[str, set[str]] = {

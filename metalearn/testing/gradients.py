@@ -1,6 +1,7 @@
 """`check_meta_gradient`: a meta-gradient against finite differences, for users' own models, losses and strategies."""
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -112,12 +113,12 @@ def check_meta_gradient(
                 f"finite differences disagree among themselves in {drawn - len(errors)} directions: the objective has "
                 "kinks everywhere near this point, or is noisy. Use a smooth activation, or smaller step_sizes."
             )
-        direction = _unit_direction(meta, random.fold_in(random.key(seed), drawn))
+        direction = unit_direction(meta, random.fold_in(random.key(seed), drawn))
         drawn += 1
         expected, spread = differences.along(direction)
         if spread > tolerance / 2:
             continue
-        got = _dot(outcome.grads, direction)
+        got = dot(outcome.grads, direction)
         errors.append(abs(got - expected) / scale)
         spreads.append(spread)
     report = GradientReport(max(errors), tuple(errors), max(spreads), scale, drawn - len(errors))
@@ -143,9 +144,8 @@ class FiniteDifferences:
     def along(self, direction: Tensors) -> tuple[float, float]:
         """The derivative, and by how much the two closest extrapolations in a row differ, relative to scale."""
         estimates = [(4 * self._central(direction, h / 2) - self._central(direction, h)) / 3 for h in self.step_sizes]
-        pairs = [(abs(a - b) / self.scale, b) for a, b in itertools.pairwise(estimates)]
-        spread, best = min(pairs)
-        return best, spread
+        best, spread = closest(estimates)
+        return best, spread / self.scale
 
     def _central(self, direction: Tensors, h: float) -> float:
         with torch.no_grad():
@@ -154,6 +154,13 @@ class FiniteDifferences:
                 for sign in (1, -1)
             )
         return (up - down) / (2 * h)
+
+
+def closest(estimates: Sequence[float]) -> tuple[float, float]:
+    """The second of the two estimates in a row that differ the least, and by how much; NaN differs from everything."""
+    pairs = [(abs(a - b), b) for a, b in itertools.pairwise(estimates)]
+    spread, best = min(pairs, key=lambda pair: math.inf if math.isnan(pair[0]) else pair[0])
+    return best, spread
 
 
 def assert_close(got: Any, expected: Any, *, tolerance: float = 1e-10) -> float:
@@ -172,7 +179,8 @@ def _told(strategy: Strategy, outcome: Outcome) -> str:
     return "".join(f" {text}" for text in (strategy.inexact, remark) if text)
 
 
-def _unit_direction(meta: Tensors, key: Tensor) -> Tensors:
+def unit_direction(meta: Tensors, key: Tensor) -> Tensors:
+    """A random direction of length 1 in the space of all entries together."""
     draws = {
         name: random.normal(random.fold_in(key, index), value.shape, dtype=value.dtype)
         for index, (name, value) in enumerate(meta.items())
@@ -181,7 +189,8 @@ def _unit_direction(meta: Tensors, key: Tensor) -> Tensors:
     return {name: value / length for name, value in draws.items()}
 
 
-def _dot(a: Tensors, b: Tensors) -> float:
+def dot(a: Tensors, b: Tensors) -> float:
+    """The inner product over the names of `b`."""
     return sum((a[name] * b[name]).sum().item() for name in b)
 
 

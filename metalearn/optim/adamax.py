@@ -60,6 +60,8 @@ def adamax(
 def _move(step: Step, gradient: Tensor, param: Tensor, mean: Tensor, largest: Tensor) -> tuple[Tensor, Slots]:
     b1 = step.exact("b1")
     mean = lerp(mean, gradient, step.entries(1 - b1))
-    largest = torch.maximum(step["b2"] * largest, gradient.abs() + step["eps"])
-    rate = step.entries(-step.exact("lr") / (1 - b1**step.count))
-    return quotient(rate * mean, largest, 0.0), (mean, largest)
+    eps = step["eps"]
+    largest = torch.maximum(step["b2"] * largest, gradient.abs() + eps)
+    scaled = step.entries(-step.exact("lr") / (1 - b1**step.count)) * mean
+    is_never_zero = isinstance(eps, float) and eps > 0
+    return scaled / largest if is_never_zero else quotient(scaled, largest, 0.0), (mean, largest)

@@ -8,7 +8,7 @@ from torch import Tensor
 from metalearn.errors import UsageError
 from metalearn.optim.base import CountState, GradientTransformation, check_names, zero_count
 from metalearn.optim.hypers import Hypers, Value, hyper_parameters
-from metalearn.optim.norms import as_it_was, as_real, norm
+from metalearn.optim.numerics import as_it_was, as_real, norm
 from metalearn.optim.transforms import counting
 from metalearn.types import Hyper, Tensors
 

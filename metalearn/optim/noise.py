@@ -10,9 +10,8 @@ from metalearn import random
 from metalearn.errors import UsageError
 from metalearn.optim.base import CountState, GradientTransformation, check_names, zero_count
 from metalearn.optim.hypers import ANY, Hypers, Now, hyper_parameters
-from metalearn.optim.norms import as_it_was, as_real
-from metalearn.optim.numerics import constant_in_compiled, safe_sqrt, wide
-from metalearn.optim.rules import JOINED_ENTRIES
+from metalearn.optim.joining import JOINED_ENTRIES
+from metalearn.optim.numerics import as_it_was, as_real, constant_in_compiled, safe_sqrt, wide
 from metalearn.types import Hyper, Tensors
 
 

@@ -5,7 +5,7 @@ Where it treats every entry alike, small parameters are laid end to end and go t
 costs a handful of operations and not a handful for each parameter, and so does its derivative.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -14,15 +14,10 @@ from torch import Tensor
 
 from metalearn.errors import UsageError
 from metalearn.optim.base import GradientTransformation, check_names, zero_count
-from metalearn.optim.hypers import Hypers, Now, Value
-from metalearn.optim.numerics import add_scaled, has_history, is_readable, wide
+from metalearn.optim.hypers import Hypers, Value
+from metalearn.optim.joining import fitting, pieces
+from metalearn.optim.numerics import add_scaled, as_it_was, as_real, has_history, is_readable, wide
 from metalearn.types import Tensors
-
-JOINED_ENTRIES = 1 << 14
-"""Parameters of at most so many entries are joined; above, an operation takes longer than starting it."""
-
-JOINED_TENSORS = 8
-"""So many parameters there have to be: to join and to part takes a few operations too."""
 
 Slots: TypeAlias = tuple[Tensor, ...]
 """The state of one tensor: the fields of the optimizer's state after `num_steps`, in order."""
@@ -128,10 +123,10 @@ class _Following:
         slots: dict[str, Tensors] = {name: {} for name in self.rule.slots}
         for name, param in params.items():
             self._check_param(name, param)
-            real = _real(param)
-            step = Step(0, {hyper: _fitting(now.of(hyper, name), param) for hyper in now.values}, real)
+            real = as_real(param)
+            step = Step(0, {hyper: fitting(now.of(hyper, name), param) for hyper in now.values}, real)
             for slot, start in self.rule.slots.items():
-                slots[slot][name] = _as_is(start(step, real), param)
+                slots[slot][name] = as_it_was(start(step, real), param)
         return self.state_type(count, **slots)
 
     def _check_param(self, name: str, param: Tensor) -> None:
@@ -159,7 +154,7 @@ class _Following:
         after: list[Tensors] = [{} for _ in slots]
         by_name = any(now.has_names(name) for name in now.values)
         for_all = {} if by_name else {name: now.of(name, "") for name in now.values}
-        for piece in _pieces(params, joined=self._joins(grads)):
+        for piece in pieces(params, joined=self._joins(grads)):
             values = {name: piece.value(now, name) for name in now.values} if by_name else for_all
             step = Step(number, values, piece.of(params))
             found = self._move(step, piece.of(grads), *(piece.of(slot) for slot in slots))
@@ -169,9 +164,7 @@ class _Following:
         return ordered[0], ordered[1], self.state_type(count + 1, *ordered[2:])
 
     def _joins(self, grads: Tensors) -> bool:
-        if len(grads) < JOINED_TENSORS or not self.rule.is_entrywise:
-            return False
-        return not (self.rule.is_light and has_history(*grads.values()))
+        return self.rule.is_entrywise and not (self.rule.is_light and has_history(*grads.values()))
 
     def _move(self, step: Step, gradient: Tensor, *slots: Tensor) -> tuple[Tensor, ...]:
         """The parameter after the step, the update, and the slots."""
@@ -190,7 +183,7 @@ class _Following:
             return param + update, update, *slots
         shrink = step["lr"] * decay
         # As torch.optim rounds: first the parameter shrinks, then it moves.
-        return param * (1 - shrink) + update, update - shrink * param, *slots
+        return param * (1 - shrink) + update, add_scaled(update, param, -shrink), *slots
 
     def _checked(self, state: Any, params: Tensors) -> Any:
         fields = ("num_steps", *self.rule.slots)
@@ -208,77 +201,3 @@ class _Following:
                     "parameters. Begin with optimizer.init(params)."
                 )
         return state
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """Parameters that go through a rule together: one as it is, or several small ones laid end to end."""
-
-    names: list[str]
-    like: list[Tensor]
-    joined: bool
-
-    def of(self, named: Tensors) -> Tensor:
-        """The piece's part of a dict, as one tensor."""
-        tensors = [named[name] for name in self.names]
-        if self._is_complex:
-            tensors = [torch.view_as_real(tensor) for tensor in tensors]
-        if not self.joined:
-            return tensors[0]
-        return torch.cat([tensor if tensor.dim() == 1 else tensor.reshape(-1) for tensor in tensors])
-
-    def parts(self, tensor: Tensor) -> Iterable[tuple[str, Tensor]]:
-        """The way back: the parameters' names and what is theirs of the tensor."""
-        parts: Sequence[Tensor] = [tensor]
-        if self.joined:
-            likes = [torch.view_as_real(like) for like in self.like] if self._is_complex else self.like
-            # One node of the graph for all: the backward of separate views would fill the whole vector for each.
-            flat = tensor.split_with_sizes([like.numel() for like in likes])
-            parts = [part if like.dim() == 1 else part.view(like.shape) for part, like in zip(flat, likes, strict=True)]
-        if self._is_complex:
-            parts = [torch.view_as_complex(part) for part in parts]
-        return zip(self.names, parts, strict=True)
-
-    def value(self, now: Now, hyper: str) -> Value:
-        """A hyper-parameter's value for the piece: one number, or a tensor with one an entry."""
-        if not self.joined or not now.has_names(hyper):
-            return _fitting(now.of(hyper, self.names[0]), self.like[0])
-        values = zip(self.names, self.like, strict=True)
-        return torch.cat([_spread(now.of(hyper, name), like) for name, like in values])
-
-    @property
-    def _is_complex(self) -> bool:
-        return self.like[0].is_complex()
-
-
-def _pieces(params: Tensors, *, joined: bool) -> list[_Piece]:
-    alone: list[_Piece] = []
-    together: dict[tuple[torch.dtype, torch.device], list[str]] = {}
-    for name, param in params.items():
-        if joined and param.numel() <= JOINED_ENTRIES:
-            together.setdefault((param.dtype, param.device), []).append(name)
-        else:
-            alone.append(_Piece([name], [param], joined=False))
-    pieces = [_Piece(names, [params[name] for name in names], joined=True) for names in together.values()]
-    return pieces + alone
-
-
-def _spread(value: Value, like: Tensor) -> Tensor:
-    real = _real(like)
-    if not isinstance(value, Tensor):
-        return torch.full((real.numel(),), value, dtype=real.dtype, device=real.device)
-    return _fitting(value, like).expand(real.shape).reshape(-1)  # type: ignore[union-attr]
-
-
-def _fitting(value: Value, like: Tensor) -> Value:
-    """A value an entry of a complex parameter is one for both its parts."""
-    is_an_entry = isinstance(value, Tensor) and value.dim() > 0
-    return value[..., None] if like.is_complex() and is_an_entry else value  # type: ignore[index]
-
-
-def _real(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
-
-
-def _as_is(tensor: Tensor, like: Tensor) -> Tensor:
-    return torch.view_as_complex(tensor) if like.is_complex() else tensor

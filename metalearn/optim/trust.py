@@ -8,8 +8,7 @@ from torch import Tensor
 from metalearn.optim.adam import scale_by_adam
 from metalearn.optim.base import GradientTransformation, chain
 from metalearn.optim.hypers import Hypers, Value, hyper_parameters
-from metalearn.optim.norms import norm
-from metalearn.optim.numerics import add_scaled
+from metalearn.optim.numerics import add_scaled, norm
 from metalearn.optim.transforms import add_decayed_weights, counting, scale_by_learning_rate, trace
 from metalearn.types import Hyper
 

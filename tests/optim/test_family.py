@@ -53,9 +53,9 @@ PROBLEMS: dict[str, Gradients] = {"curved valley": _descent, "noise and zeros": 
 
 @pytest.fixture(autouse=True)
 def joined_or_not(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every other test with parameters joined, whatever their number."""
+    """Every other test with parameters one by one, whatever their number."""
     if sum(map(ord, request.node.name)) % 2:
-        monkeypatch.setattr(optim.rules, "JOINED_TENSORS", 1)
+        monkeypatch.setattr(optim.joining, "JOINED_TENSORS", 100)
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
@@ -156,9 +156,9 @@ def _after(optimizer: optim.GradientTransformation, params: dict[str, Tensor]) -
 @pytest.mark.parametrize("row", FAMILY)
 def test_large_and_small_tensors_follow_one_rule(row: str, monkeypatch: pytest.MonkeyPatch) -> None:
     params = FAMILY[row].start()
-    monkeypatch.setattr(optim.rules, "JOINED_TENSORS", 1)
+    monkeypatch.setattr(optim.joining, "JOINED_TENSORS", 1)
     joined = _after(FAMILY[row].ours(), params)
-    monkeypatch.setattr(optim.rules, "JOINED_ENTRIES", -1)
+    monkeypatch.setattr(optim.joining, "JOINED_ENTRIES", -1)
     assert_close(_after(FAMILY[row].ours(), params), joined, tolerance=1e-15)
 
 

@@ -12,6 +12,7 @@ from metalearn.captured import refuse_captured
 from metalearn.diagnosis import explained
 from metalearn.errors import UsageError
 from metalearn.optim import GradientTransformation
+from metalearn.optim.base import check_parts
 from metalearn.problem import Episode, Problem, check_num_steps
 from metalearn.types import Aux, Batch, Tensors
 
@@ -104,6 +105,7 @@ def adapt(
         tensor([0.7500])
     """
     check_num_steps(num_inner_steps)
+    check_parts("adapt", optimizer)
     state = InnerState(dict(params), dict(buffers), optimizer.init(params) if opt_state is None else opt_state)
     steps = []
     for _ in range(num_inner_steps):

@@ -14,7 +14,7 @@ Batch: TypeAlias = Any
 Schedule: TypeAlias = Callable[[Tensor], Tensor | float | Mapping[str, Tensor | float]]
 """A hyper-parameter that changes: the number of steps done so far (int64 scalar) -> its value, or values by name."""
 
-Hyper: TypeAlias = float | Tensor | Mapping[str, Tensor | float] | Schedule
+Hyper: TypeAlias = float | Tensor | Mapping[str, "Tensor | float | Schedule"] | Schedule
 """A hyper-parameter: one value, a value by parameter name, or a schedule of either."""
 
 

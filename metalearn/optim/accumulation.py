@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from metalearn.errors import UsageError
-from metalearn.optim.base import GradientTransformation, check_names, zero_count
+from metalearn.optim.base import GradientTransformation, check_names, check_parts, zero_count
 from metalearn.optim.wrapping import chosen, following, nothing
 from metalearn.types import Tensors
 
@@ -48,6 +48,7 @@ def accumulate(transformation: GradientTransformation, every: int) -> GradientTr
         >>> moves
         [0.0, -2.0]
     """
+    check_parts("accumulate", transformation)
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise UsageError(f"every is {every!r}, but must be a whole number of gradients, at least 1.")
 

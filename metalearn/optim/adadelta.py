@@ -5,7 +5,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from metalearn.optim.base import GradientTransformation
-from metalearn.optim.hypers import FRACTION, Hypers, hyper_parameters
+from metalearn.optim.hypers import CLOSED_FRACTION, Hypers, hyper_parameters
 from metalearn.optim.numerics import decayed_square, quotient, safe_sqrt
 from metalearn.optim.rules import Rule, Slots, Step, from_rule, zeros
 from metalearn.types import Hyper, Tensors
@@ -41,14 +41,14 @@ def adadelta(
 
     Args:
         lr: $\eta$, a `metalearn.types.Hyper` like all the others.
-        rho: decay of both means $\rho$, in [0, 1).
+        rho: decay of both means $\rho$, in [0, 1].
         eps: added under both roots; the first step is of the size of its root.
         weight_decay: L2 regularisation added to the gradient.
         maximize: climb instead.
 
     Reference: Zeiler 2012, arXiv:1212.5701, Algorithm 1.
     """
-    hypers = Hypers({"lr": lr, "rho": rho, "eps": eps, "weight_decay": weight_decay}, {"rho": FRACTION})
+    hypers = Hypers({"lr": lr, "rho": rho, "eps": eps, "weight_decay": weight_decay}, {"rho": CLOSED_FRACTION})
     return from_rule(Rule(_move, {"square": zeros, "moved": zeros}), AdadeltaState, hypers, maximize=maximize)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from metalearn.optim.base import GradientTransformation
 from metalearn.optim.hypers import AT_LEAST_0, Hypers, Range, Value, hyper_parameters
-from metalearn.optim.numerics import safe_norm, wide
+from metalearn.optim.numerics import norm, wide
 from metalearn.optim.rules import Rule, Slots, Step, from_rule
 from metalearn.types import Hyper, Tensors
 
@@ -93,8 +93,8 @@ def _move(
         square = estimate = torch.lerp(square, squares, new)
     direction = gradient * _inverse_root(_at_least(estimate, least * least))
     root_size = param.numel() ** 0.5
-    clip = _at_least(safe_norm(direction) / (root_size * step["d"]), 1.0)
-    size = _at_least(safe_norm(param) / root_size, step["eps2"])
+    clip = _at_least(norm(direction) / (root_size * step["d"]), 1.0)
+    size = _at_least(norm(param) / root_size, step["eps2"])
     return -(size * _relative_step(step) / clip) * direction, (row, column, square)
 
 
@@ -113,5 +113,5 @@ def _at_least(x: Tensor, least: float | Tensor) -> Tensor:
 
 def _inverse_root(x: Tensor) -> Tensor:
     """`1 / sqrt(x)`, and 0 with derivative 0 at 0, where a gradient of 0 is multiplied."""
-    positive = x > 0
-    return torch.where(positive, torch.where(positive, x, 1.0).rsqrt(), 0.0)
+    used = x != 0
+    return torch.where(used, torch.where(used, x, 1.0).rsqrt(), 0.0)

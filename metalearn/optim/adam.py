@@ -54,6 +54,7 @@ def adam(
     eps: Hyper = 1e-8,
     weight_decay: Hyper | None = None,
     amsgrad: bool = False,
+    decoupled_weight_decay: bool = False,
     maximize: bool = False,
 ) -> GradientTransformation:
     r"""Adam, equal to `torch.optim.Adam`.
@@ -70,6 +71,7 @@ def adam(
         eps: $\epsilon$, added to the root.
         weight_decay: L2 regularisation $\lambda\theta$ added to the gradient; `adamw` has the decoupled form.
         amsgrad: divide by the root of the largest $v$ so far.
+        decoupled_weight_decay: as `adamw` has it.
         maximize: climb instead.
 
     Raises:
@@ -79,7 +81,7 @@ def adam(
     Algorithm 2 (with the bias corrections of torch).
     """
     hypers = {"lr": lr, "b1": b1, "b2": b2, "eps": eps}
-    return _adam(hypers, weight_decay, amsgrad=amsgrad, decoupled=False, maximize=maximize)
+    return _adam(hypers, weight_decay, amsgrad=amsgrad, decoupled=decoupled_weight_decay, maximize=maximize)
 
 
 @hyper_parameters

@@ -78,6 +78,7 @@ def chain(*transformations: GradientTransformation) -> GradientTransformation:
         >>> round(updates["w"].item(), 5)
         -0.10001
     """
+    check_parts("chain", *transformations)
     chained = _Chain(transformations)
     return GradientTransformation(chained.init, chained.update, chained.step if transformations else None)
 
@@ -91,15 +92,23 @@ class _Chain:
         return tuple(part.init(params) for part in self.parts)
 
     def update(self, updates: Tensors, state: tuple[Any, ...], params: Tensors) -> tuple[Tensors, tuple[Any, ...]]:
-        return _through(self.parts, updates, state, params)
+        return _through(self.parts, updates, self._checked(state), params)
 
     def step(
         self, updates: Tensors, state: tuple[Any, ...], params: Tensors
     ) -> tuple[Tensors, Tensors, tuple[Any, ...]]:
         *first, last = self.parts
-        updates, states = _through(first, updates, state[:-1], params)
+        updates, states = _through(first, updates, self._checked(state)[:-1], params)
         params, updates, last_state = last.step(updates, state[-1], params)
         return params, updates, (*states, last_state)
+
+    def _checked(self, state: Any) -> tuple[Any, ...]:
+        if type(state) is not tuple or len(state) != len(self.parts):
+            raise UsageError(
+                f"the state of a chain of {len(self.parts)} is a {type(state).__name__}, expected a tuple of so many: "
+                "it is that of another optimizer. Begin with optimizer.init(params)."
+            )
+        return state
 
 
 def _through(
@@ -120,9 +129,32 @@ def stateless(function: Callable[[Tensors, Tensors], Tensors]) -> GradientTransf
 
 
 def zero_count(params: Tensors) -> Tensor:
-    """An int64 zero on the parameters' device."""
+    """An int64 zero on the parameters' device.
+
+    Raises:
+        UsageError: the parameters are no dict of tensors.
+    """
+    if not isinstance(params, dict) or not all(isinstance(value, Tensor) for value in params.values()):
+        raise UsageError(
+            f"params is {_kind(params)}, expected a dict of tensors by name, as functionalize(…).params is."
+        )
     device = next(iter(params.values())).device if params else None
     return torch.zeros((), dtype=torch.int64, device=device)
+
+
+def _kind(value: Any) -> str:
+    return f"a {type(value).__name__}" if not isinstance(value, dict) else "a dict of other things than tensors"
+
+
+def check_parts(owner: str, *parts: Any) -> None:
+    """Raises UsageError unless every part is a transformation, for what is made of others."""
+    for part in parts:
+        if not isinstance(part, GradientTransformation):
+            got = getattr(part, "__name__", None) or f"a {type(part).__name__}"
+            raise UsageError(
+                f"{owner} got {got}, expected a GradientTransformation such as metalearn.optim.sgd(0.1); a learned "
+                "optimizer is one once it is called with its meta-parameters."
+            )
 
 
 def check_names(updates: Tensors, params: Tensors) -> None:

@@ -114,7 +114,10 @@ def _norm_of_all(updates: Tensors) -> Tensor:
 
 
 def _factor(limit: Value, size: Tensor) -> Tensor:
-    return torch.clamp(limit / (size + _TORCH_EPS), max=1.0)
+    size = size + _TORCH_EPS
+    # Not `limit / size`, which is infinite for a limit that is, and then its slope is NaN.
+    least = torch.minimum(size, limit.to(size)) if isinstance(limit, Tensor) else size.clamp(max=limit)
+    return least / size
 
 
 def _scaled(value: Tensor, factor: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from metalearn.errors import UsageError, closest, did_you_mean
-from metalearn.optim.base import EmptyState, GradientTransformation, check_names, zero_count
+from metalearn.optim.base import EmptyState, GradientTransformation, check_names, check_parts, zero_count
 from metalearn.optim.numerics import constant_in_compiled
 from metalearn.optim.wrapping import chosen, following, nothing
 from metalearn.patterns import fits, fitting_any, near
@@ -69,6 +69,7 @@ def masked(transformation: GradientTransformation, which: Which) -> GradientTran
         >>> optimizer.step({"weight": torch.ones(1), "bias": torch.ones(1)}, optimizer.init(params), params)[1]
         {'weight': tensor([-1.5000]), 'bias': tensor([-1.])}
     """
+    check_parts("masked", transformation)
     choose = _choosing(which)
 
     def init(params: Tensors) -> MaskedState:
@@ -136,6 +137,7 @@ def partition(transformations: Mapping[str, GradientTransformation]) -> Gradient
         {'body.weight': tensor([-0.2500]), 'head.weight': tensor([-2.])}
     """
     _check_parts(transformations)
+    transformations = dict(transformations)
 
     def init(params: Tensors) -> PartitionState:
         groups = _grouped(transformations, params)
@@ -176,6 +178,9 @@ def only_if(
         >>> every_other = only_if(sgd(1.0, momentum=0.5), lambda num_steps: num_steps % 2 == 0)
         >>> optimizer = partition({"head.*": sgd(1.0), "*": every_other})
     """
+    check_parts("only_if", transformation)
+    if not callable(condition):
+        raise UsageError(f"the condition of only_if is {condition!r}, expected a function of the number of steps.")
 
     def init(params: Tensors) -> ConditionalState:
         return ConditionalState(zero_count(params), transformation.init(params))
@@ -198,8 +203,12 @@ def _only(names: Collection[str], named: Tensors) -> Tensors:
 
 def _choosing(which: Which) -> Callable[[Tensors], set[str]]:
     """From parameters to the names of those that are meant."""
+    if isinstance(which, Mapping) or not (isinstance(which, Iterable) or callable(which)):
+        raise UsageError(f"{which!r} is no choice of parameters: give patterns of names, or a function of a name.")
     if not callable(which):
         patterns = (which,) if isinstance(which, str) else tuple(which)  # a generator is empty at the second step
+        if not patterns:
+            raise UsageError("no parameter is chosen: give a pattern of names, or a function of a name.")
         return lambda params: set(_fitting(patterns, tuple(params)))
 
     def choose(params: Tensors) -> set[str]:

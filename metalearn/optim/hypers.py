@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
+import torch
 from torch import Tensor
 
 from metalearn.errors import UsageError, did_you_mean
@@ -57,6 +58,7 @@ AT_LEAST_0 = Range(0.0)
 ABOVE_0 = Range(0.0, is_open=True)
 ABOVE_1 = Range(1.0, is_open=True)
 FRACTION = Range(0.0, 1.0)
+CLOSED_FRACTION = Range(0.0, 1.0, is_closed=True)
 DECAY = Range(0.0, 1.0, why="the average is divided by 1 - {name}**t", of_tensors=True)
 ANY = Range(-float("inf"))
 
@@ -77,15 +79,11 @@ class Hypers:
     ranges: Mapping[str, Range] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, hyper in self.values.items():
-            for value in hyper.values() if isinstance(hyper, Mapping) else (hyper,):
-                if isinstance(value, bool) or not (isinstance(value, int | float | Tensor) or callable(value)):
-                    raise UsageError(
-                        f"{name} is {value!r}, which is no hyper-parameter: expected a number, a tensor, a dict of "
-                        "them by the parameters' names (or patterns), or a function of the number of steps done."
-                    )
-                if isinstance(value, int | float):
-                    self._check_number(name, value)
+        # Copies, so that a dict that is changed later changes nothing here.
+        own = {name: dict(hyper) if isinstance(hyper, Mapping) else hyper for name, hyper in self.values.items()}
+        object.__setattr__(self, "values", own)
+        for name, hyper in own.items():
+            self._check_form(name, hyper)
 
     def check(self, params: Tensors, num_steps: Tensor) -> None:
         """Refuses what does not fit the parameters; schedules are looked at as they are after `num_steps` steps.
@@ -97,30 +95,51 @@ class Hypers:
             UsageError: a parameter has no value, a name or a pattern fits no parameter, a shape does not fit, a value
                 is out of its range.
         """
-        for name, hyper in self.values.items():
-            value = _after(hyper, num_steps)
+        for name, value in self.at(num_steps).values.items():
             if isinstance(value, Mapping):
                 _check_names(name, value, params)
             for of, param in params.items():
                 self._check_value(name, _entry(value, of, name), of, param)
 
     def at(self, num_steps: Tensor) -> "Now":
-        """What they are after `num_steps` steps, each schedule asked once."""
-        return Now({name: _after(hyper, num_steps) for name, hyper in self.values.items()})
+        """What they are after `num_steps` steps, each schedule asked once.
+
+        Raises:
+            UsageError: a schedule returned something else than a number, or one out of its range.
+        """
+        now = {}
+        for name, hyper in self.values.items():
+            now[name] = _after(hyper, num_steps)
+            if now[name] is not hyper or self.ranges.get(name, AT_LEAST_0).of_tensors:
+                self._check_form(name, now[name], scheduled=True)
+        return Now(now)
+
+    def _check_form(self, name: str, hyper: Any, *, scheduled: bool = False) -> None:
+        for key, value in hyper.items() if isinstance(hyper, Mapping) else ((None, hyper),):
+            of = "" if key is None else f" for {key!r}"
+            if not isinstance(key, str | None):
+                raise UsageError(f"{name} has a value for {key!r}: a parameter's name, or a pattern, is a text.")
+            if isinstance(value, Tensor):
+                self._check_tensor(name, value, of)
+            elif isinstance(value, int | float) and not isinstance(value, bool):
+                self._check_number(name, value, of)
+            elif scheduled or not callable(value):
+                what = f"the schedule of {name}{of} returned {value!r}" if scheduled else f"{name}{of} is {value!r}"
+                raise UsageError(
+                    f"{what}, which is no hyper-parameter: expected a number, a tensor, a dict of them by the "
+                    "parameters' names (or patterns), or a function of the number of steps done."
+                )
+
+    def _check_tensor(self, name: str, value: Tensor, of: str) -> None:
+        if value.is_complex() or value.dtype == torch.bool:
+            raise UsageError(f"{name}{of} is a tensor of {value.dtype}, expected real numbers.")
+        if self.ranges.get(name, AT_LEAST_0).of_tensors and (numbers := known_values(value)) is not None:
+            for number in (numbers.min().item(), numbers.max().item()) if numbers.numel() else ():
+                self._check_number(name, number, of)
 
     def _check_value(self, name: str, value: Value, of: str, param: Tensor) -> None:
-        if not isinstance(value, Tensor):
-            return self._check_number(name, value)
-        allowed = self.ranges.get(name, AT_LEAST_0)
-        if not _broadcasts(value, param):
-            raise UsageError(
-                f"{name} for {of!r} has shape {list(value.shape)}, but the parameter has {list(param.shape)}: give one "
-                "number, or one an entry. One value a step is metalearn.optim.per_step(values)."
-            )
-        if allowed.of_tensors and (numbers := known_values(value)) is not None:
-            for number in (numbers.min().item(), numbers.max().item()) if numbers.numel() else ():
-                self._check_number(name, number, f" for {of!r}")
-        return None
+        if isinstance(value, Tensor):
+            check_shape(name, value, of, param)
 
     def _check_number(self, name: str, value: float, of: str = "") -> None:
         allowed = self.ranges.get(name, AT_LEAST_0)
@@ -159,9 +178,24 @@ def hyper_parameters(factory: Callable[P, T]) -> Callable[P, T]:
                 raise UsageError(f"{factory.__name__} has no hyper-parameter {name!r}. {_meant(name, list(known))}")
             if known[name].annotation is bool and not isinstance(value, bool):
                 raise UsageError(f"{name} is {value!r}, but must be True or False.")
-        return factory(*args, **kwargs)
+        try:
+            return factory(*args, **kwargs)
+        except TypeError:
+            _refuse_call(factory, args, kwargs)
+            raise
 
     return checked
+
+
+def _refuse_call(factory: Callable[..., Any], args: Any, kwargs: Any) -> None:
+    """Raises UsageError where the arguments do not fit a factory, as `adam(params, lr=0.1)` does not."""
+    try:
+        inspect.signature(factory).bind(*args, **kwargs)
+    except TypeError as error:
+        raise UsageError(
+            f"{factory.__name__}: {error}. Hyper-parameters go by their names, {factory.__name__}(lr=…), and the "
+            "parameters to optimizer.init(params)."
+        ) from None
 
 
 _PAIRS = {"betas": ("b1", "b2"), "etas": ("eta_minus", "eta_plus"), "step_sizes": ("min_step", "max_step")}
@@ -186,7 +220,11 @@ def value_of(hyper: Hyper, name: str, num_steps: Tensor) -> Value:
 
 def _after(hyper: Hyper, num_steps: Tensor) -> Value | Mapping[str, Value]:
     # A dict is asked for first: torch.compile does not know whether one is callable.
-    return hyper if isinstance(hyper, Mapping) or not callable(hyper) else hyper(num_steps)
+    if not isinstance(hyper, Mapping):
+        return hyper(num_steps) if callable(hyper) else hyper
+    if not any(callable(value) for value in hyper.values()):
+        return hyper  # type: ignore[return-value]
+    return {name: value(num_steps) if callable(value) else value for name, value in hyper.items()}  # type: ignore[misc]
 
 
 def _entry(value: Any, name: str, what: str) -> Value:
@@ -216,9 +254,14 @@ def _check_names(name: str, by_name: Mapping[str, Any], params: Tensors) -> None
             )
 
 
-def _broadcasts(value: Tensor, param: Tensor) -> bool:
+def check_shape(name: str, value: Tensor, of: str, param: Tensor) -> None:
+    """Raises UsageError unless a value is one number for a parameter, or one an entry of it."""
+    if value.dim() == 0:
+        return
     try:
         value.expand(param.shape)
     except RuntimeError:
-        return False
-    return True
+        raise UsageError(
+            f"{name} for {of!r} has shape {list(value.shape)}, but the parameter has {list(param.shape)}: give one "
+            "number, or one an entry. One value a step is metalearn.optim.per_step(values)."
+        ) from None

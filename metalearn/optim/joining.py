@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metalearn.optim.hypers import Now, Value
+from metalearn.optim.hypers import Now, Value, check_shape
 from metalearn.optim.numerics import as_real
 from metalearn.types import Tensors
 
@@ -49,9 +49,11 @@ class Piece:
     def value(self, now: Now, hyper: str) -> Value:
         """A hyper-parameter's value for the piece: one number, or a tensor with one an entry."""
         if not self.joined or not now.has_names(hyper):
-            return fitting(now.of(hyper, self.names[0]), self.like[0])
-        values = zip(self.names, self.like, strict=True)
-        return torch.cat([_spread(now.of(hyper, name), like) for name, like in values])
+            return _checked(hyper, now.of(hyper, self.names[0]), self.names[0], self.like[0])
+        values = [
+            _checked(hyper, now.of(hyper, name), name, like) for name, like in zip(self.names, self.like, strict=True)
+        ]
+        return torch.cat([_spread(value, like) for value, like in zip(values, self.like, strict=True)])
 
     @property
     def _is_complex(self) -> bool:
@@ -75,7 +77,13 @@ def _spread(value: Value, like: Tensor) -> Tensor:
     real = as_real(like)
     if not isinstance(value, Tensor):
         return torch.full((real.numel(),), value, dtype=real.dtype, device=real.device)
-    return fitting(value, like).expand(real.shape).reshape(-1)  # type: ignore[union-attr]
+    return value.expand(real.shape).reshape(-1)
+
+
+def _checked(hyper: str, value: Value, of: str, like: Tensor) -> Value:
+    if isinstance(value, Tensor):
+        check_shape(hyper, value, of, like)
+    return fitting(value, like)
 
 
 def fitting(value: Value, like: Tensor) -> Value:

@@ -10,7 +10,7 @@ from torch import Tensor
 from metalearn.errors import UsageError, did_you_mean
 from metalearn.optim.base import GradientTransformation
 from metalearn.optim.hypers import ANY, FRACTION, Hypers, hyper_parameters
-from metalearn.optim.numerics import lerp, safe_norm
+from metalearn.optim.numerics import lerp, norm
 from metalearn.optim.rules import Rule, Slots, Step, from_rule, zeros
 from metalearn.types import Hyper, Tensors
 
@@ -44,7 +44,7 @@ def muon(
     ns_coefficients: Sequence[Hyper] = (3.4445, -4.7750, 2.0315),
     eps: Hyper = 1e-7,
     ns_steps: int = 5,
-    adjust_lr_fn: str = "original",
+    adjust_lr_fn: str | None = "original",
 ) -> GradientTransformation:
     r"""Muon, as `torch.optim.Muon` but in the parameters' own dtype, where torch's casts to bfloat16.
 
@@ -63,17 +63,18 @@ def muon(
         ns_coefficients: $a$, $b$ and $c$, each a hyper-parameter too.
         eps: the norm is not taken to be less than this.
         ns_steps: how many iterations.
-        adjust_lr_fn: one of `ADJUSTMENTS`.
+        adjust_lr_fn: one of `ADJUSTMENTS`; None for the first.
 
     Raises:
         UsageError: in `init`, for a parameter of fewer than two axes.
 
     Reference: Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks".
     """
+    adjust_lr_fn = ADJUSTMENTS[0] if adjust_lr_fn is None else adjust_lr_fn
     if adjust_lr_fn not in ADJUSTMENTS:
         raise UsageError(f"adjust_lr_fn is {adjust_lr_fn!r}. {did_you_mean(str(adjust_lr_fn), ADJUSTMENTS)}")
-    if len(ns_coefficients) != 3:
-        raise UsageError(f"ns_coefficients has {len(ns_coefficients)} numbers, but there are three: a, b and c.")
+    if not isinstance(ns_coefficients, Sequence) or len(ns_coefficients) != 3:
+        raise UsageError(f"ns_coefficients is {ns_coefficients!r}, but there are three numbers: a, b and c.")
     if not isinstance(ns_steps, int) or ns_steps < 0:
         raise UsageError(f"ns_steps is {ns_steps!r}, but must be an integer of at least 0.")
     hypers = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "eps": eps}
@@ -100,8 +101,8 @@ def orthogonalised(
     """A matrix with its singular values brought near 1 by Newton and Schulz's iteration; 0 stays 0."""
     a, b, c = coefficients
     x = matrix.mT if matrix.shape[-2] > matrix.shape[-1] else matrix
-    norm = safe_norm(x)
-    x = x / (torch.maximum(norm, eps) if isinstance(eps, Tensor) else norm.clamp_min(eps))
+    size = norm(x)
+    x = x / (torch.maximum(size, eps.to(size)) if isinstance(eps, Tensor) else size.clamp_min(eps))
     for _ in range(num_steps):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x

@@ -33,8 +33,8 @@ def safe_sqrt(x: Tensor) -> Tensor:
     """The square root of what is not negative, with derivative 0 (not infinity) at 0."""
     if not has_history(x):
         return x.sqrt()
-    positive = x > 0
-    return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), 0.0)
+    used = x != 0  # and not `x > 0`: the root of a negative number is NaN, with history and without
+    return torch.where(used, torch.where(used, x, 1.0).sqrt(), 0.0)
 
 
 def safe_norm(x: Tensor) -> Tensor:

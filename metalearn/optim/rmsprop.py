@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from metalearn.optim.base import GradientTransformation
-from metalearn.optim.hypers import FRACTION, Hypers, hyper_parameters
+from metalearn.optim.hypers import CLOSED_FRACTION, Hypers, hyper_parameters
 from metalearn.optim.numerics import decayed_square, lerp, over_root
 from metalearn.optim.rules import Rule, Slots, Step, from_rule, zeros
 from metalearn.types import Hyper, Tensors
@@ -61,7 +61,7 @@ def rmsprop(
 
     Args:
         lr: learning rate $\eta$, a `metalearn.types.Hyper` like all the others.
-        alpha: decay of the means $\alpha$, in [0, 1).
+        alpha: decay of the means $\alpha$, in [0, 1].
         eps: added to the root.
         weight_decay: L2 regularisation added to the gradient.
         momentum: $\mu$; None for none.
@@ -80,7 +80,7 @@ def rmsprop(
         slots, state_type = {"square": zeros, "mean": zeros, "trace": zeros}, CenteredState
 
     rule = Rule(partial(_move, centered=centered), slots)
-    return from_rule(rule, state_type, Hypers(hypers, {"alpha": FRACTION}), maximize=maximize)
+    return from_rule(rule, state_type, Hypers(hypers, {"alpha": CLOSED_FRACTION}), maximize=maximize)
 
 
 def _move(

@@ -19,6 +19,9 @@ from metalearn.optim.joining import fitting, pieces
 from metalearn.optim.numerics import add_scaled, as_it_was, as_real, has_history, is_readable, wide
 from metalearn.types import Tensors
 
+_PER_ENTRY = {"lr", "weight_decay"}
+"""What may differ from entry to entry also where the rest is computed of a tensor as a whole."""
+
 Slots: TypeAlias = tuple[Tensor, ...]
 """The state of one tensor: the fields of the optimizer's state after `num_steps`, in order."""
 
@@ -124,10 +127,22 @@ class _Following:
         for name, param in params.items():
             self._check_param(name, param)
             real = as_real(param)
-            step = Step(0, {hyper: fitting(now.of(hyper, name), param) for hyper in now.values}, real)
+            values = {hyper: fitting(now.of(hyper, name), param) for hyper in now.values}
+            self._check_numbers(values, name)
+            step = Step(0, values, real)
             for slot, start in self.rule.slots.items():
                 slots[slot][name] = as_it_was(start(step, real), param)
         return self.state_type(count, **slots)
+
+    def _check_numbers(self, values: Mapping[str, Value], of: str) -> None:
+        """Where a tensor is treated as a whole, what is computed of the whole has one value for it."""
+        for name, value in values.items():
+            is_an_entry = isinstance(value, Tensor) and value.dim() > 0
+            if is_an_entry and not self.rule.is_entrywise and name not in _PER_ENTRY:
+                raise UsageError(
+                    f"{name} for {of!r} has a value an entry, and this optimizer treats a parameter as a whole: give "
+                    "one number for it."
+                )
 
     def _check_param(self, name: str, param: Tensor) -> None:
         if not (param.is_floating_point() or param.is_complex()):
@@ -135,8 +150,8 @@ class _Following:
         if param.dim() < self.rule.least_axes:
             raise UsageError(
                 f"{name!r} has shape {list(param.shape)}, and this optimizer takes parameters of at least "
-                f"{self.rule.least_axes} axes. Give it to another one: metalearn.optim.partition({{{name!r}: "
-                "metalearn.optim.adamw(1e-3), '*': …})."
+                f"{self.rule.least_axes} axes. Give it to another one, metalearn.optim.partition({{{name!r}: "
+                "metalearn.optim.adamw(1e-3), '*': …}), or adapt the others alone (adapted='*.weight' of an algorithm)."
             )
         if param.is_complex() and not self.rule.is_entrywise:
             raise UsageError(f"{name!r} is complex, and this optimizer takes real parameters only, as torch's.")
@@ -156,6 +171,8 @@ class _Following:
         for_all = {} if by_name else {name: now.of(name, "") for name in now.values}
         for piece in pieces(params, joined=self._joins(grads)):
             values = {name: piece.value(now, name) for name in now.values} if by_name else for_all
+            if by_name:
+                self._check_numbers(values, piece.names[0])
             step = Step(number, values, piece.of(params))
             found = self._move(step, piece.of(grads), *(piece.of(slot) for slot in slots))
             for into, tensor in zip((moved, updates, *after), found, strict=True):
@@ -200,4 +217,11 @@ class _Following:
                     f"the optimizer's state is that of other parameters: {name!r} is in only one of `{field}` and the "
                     "parameters. Begin with optimizer.init(params)."
                 )
+            for name, value in slot.items() if self.rule.is_entrywise else ():
+                if value.shape != params[name].shape or value.dtype != params[name].dtype:
+                    got, expected = (f"{each.dtype} of shape {list(each.shape)}" for each in (value, params[name]))
+                    raise UsageError(
+                        f"the optimizer's state is that of other parameters: `{field}` has {got} for {name!r}, which "
+                        f"is {expected}. Begin with optimizer.init(params)."
+                    )
         return state

@@ -65,7 +65,7 @@ def as_schedule(hyper: Hyper) -> Schedule:
     if callable(hyper):
         return hyper
     check_numbers(value=hyper)
-    return lambda num_steps: hyper
+    return lambda num_steps: hyper  # type: ignore[return-value]
 
 
 def check_numbers(**numbers: Any) -> None:

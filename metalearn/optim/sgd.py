@@ -2,10 +2,12 @@
 
 from functools import partial
 
+from torch import Tensor
+
 from metalearn.errors import UsageError
 from metalearn.optim.base import CountState, GradientTransformation
 from metalearn.optim.hypers import ANY, Hypers, hyper_parameters
-from metalearn.optim.rules import Rule, from_rule, zeros
+from metalearn.optim.rules import Rule, Slots, Step, from_rule, zeros
 from metalearn.optim.transforms import TraceState, by_momentum
 from metalearn.types import Hyper
 
@@ -55,10 +57,14 @@ def sgd(
     hypers = Hypers({name: value for name, value in given.items() if value is not None}, {"dampening": ANY})
 
     if not has_momentum:
-        plain = Rule(lambda step, gradient, param: (gradient, ()), is_light=True, is_direction=True)
+        plain = Rule(_plain, is_light=True, is_direction=True)
         return from_rule(plain, CountState, hypers, maximize=maximize)
     rule = Rule(partial(by_momentum, nesterov=nesterov), {"trace": zeros}, is_light=True, is_direction=True)
     return from_rule(rule, TraceState, hypers, maximize=maximize)
+
+
+def _plain(step: Step, gradient: Tensor, param: Tensor) -> tuple[Tensor, Slots]:
+    return gradient, ()
 
 
 def _is_used(hyper: Hyper | None) -> bool:

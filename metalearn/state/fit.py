@@ -1,6 +1,6 @@
 """Whether tensors by name are those that are expected, and what to say if they are not."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 

@@ -136,12 +136,11 @@ def test_with_respect_to_data_and_optimizer_state() -> None:
     optimizer = optim.sgd(0.3, momentum=0.8)
 
     def objective(x: torch.Tensor, trace: dict[str, torch.Tensor]) -> torch.Tensor:
-        momentum, rate = optimizer.init(model.params)
 
         def loss_fn(params, buffers, batch):
             return torch.nn.functional.cross_entropy(model(params, buffers, batch)[0], y)
 
-        state = (momentum._replace(trace=trace), rate)
+        state = optimizer.init(model.params)._replace(trace=trace)
         adapted = adapt(
             loss_fn, model.params, model.buffers, x, optimizer=optimizer, num_inner_steps=2, opt_state=state
         )

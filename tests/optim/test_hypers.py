@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from metalearn import UsageError, optim
+from metalearn import UsageError, optim, tree
 from metalearn.optim.numerics import quotient, safe_norm, safe_sqrt
 
 D = torch.float64
@@ -28,6 +28,12 @@ def _of(value: float, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.tensor(value, dtype=dtype)
 
 
+def _late(optimizer: optim.GradientTransformation) -> None:
+    state = optimizer.init(PARAMS)
+    for _ in range(4):
+        _, state = optimizer.update(PARAMS, state, PARAMS)
+
+
 MISTAKES = {
     "an unknown hyper-parameter": (lambda: optim.adam(weight_decya=0.1), ["adam", "'weight_decya'", "'weight_decay'"]),
     "torch's name of a pair": (lambda: optim.adamw(betas=(0.9, 0.99)), ["'betas'", "b1=…", "b2=…"]),
@@ -42,9 +48,9 @@ MISTAKES = {
     "a range that ends": (lambda: optim.adafactor(beta2_decay=0.8), ["beta2_decay", "at most 0"]),
     "below one": (lambda: optim.adafactor(d=0.5), ["d is 0.5", "at least 1"]),
     "in a dict": (lambda: optim.adam(b1={"head.*": 1.5, "*": 0.9}), ["b1", "1.5"]),
-    "a tensor out of range": (lambda: optim.adam(b2=_of(1.0)).init(PARAMS), ["b2", "'body.weight'", "is 1"]),
+    "a tensor out of range": (lambda: optim.adam(b2=_of(1.0)).init(PARAMS), ["b2", "is 1", "[0, 1)"]),
     "a tensor by pattern": (
-        lambda: optim.adam(b2={"head.*": _of(1.5), "*": 0.9}).init(PARAMS), ["b2", "'head.weight'", "1.5"],
+        lambda: optim.adam(b2={"head.*": _of(1.5), "*": 0.9}).init(PARAMS), ["b2", "'head.*'", "1.5"],
     ),
     "of a schedule": (lambda: optim.adam(b1=lambda count: _of(2.0)).init(PARAMS), ["b1", "is 2"]),
     "under vmap": (
@@ -86,6 +92,45 @@ MISTAKES = {
         ["'head.bias'", "None", "zeros", "only_if"],
     ),
     "an integer parameter": (lambda: optim.adam().init({"steps": torch.tensor(3)}), ["'steps'", "int64", "buffers"]),
+    "a dict's key": (lambda: optim.adam({0: 0.1}), ["lr", "for 0", "text"]),
+    "a complex rate": (lambda: optim.sgd(torch.tensor(0.1 + 0.5j)), ["lr", "complex64"]),
+    "a schedule that leaves its range": (
+        lambda: _late(optim.adam(b1=optim.schedules.linear(0.9, 1.0, num_steps=2))), ["b1", "is 1", "[0, 1)"],
+    ),
+    "a schedule that returns nothing": (lambda: _late(optim.sgd(lambda count: None)), ["schedule of lr", "None"]),
+    "a schedule of another shape": (
+        lambda: _late(optim.adam(lambda count: torch.ones(7) if count else 0.1)), ["lr", "'body.weight'", "[7]"],
+    ),
+    "a late clip of another shape": (
+        lambda: _late(optim.chain(optim.clip(lambda count: torch.ones(4, 2, 3) if count else 1.0), optim.sgd(0.1))),
+        ["'body.weight'", "[4, 2, 3]", "[2, 3]"],
+    ),
+    "a carried state with a tensor out of range": (
+        lambda: optim.adam(b2=_of(1.0)).update(PARAMS, optim.adam().init(PARAMS), PARAMS), ["b2", "is 1"],
+    ),
+    "an entry's value of a matrix's": (
+        lambda: optim.adafactor(beta2_decay={"w": torch.full((2, 2), -0.8)}).init({"w": torch.ones(2, 2)}),
+        ["beta2_decay", "'w'", "whole"],
+    ),
+    "a state of other shapes": (
+        lambda: optim.adam().update(PARAMS, optim.adam().init({name: _of(1.0) for name in PARAMS}), PARAMS),
+        ["`mean`", "'body.weight'", "[]", "[2, 3]"],
+    ),
+    "a state of another dtype": (
+        lambda: optim.adam().update(PARAMS, optim.adam().init(tree.cast(PARAMS, D)), PARAMS), ["`mean`", "float64"],
+    ),
+    "a chain's state": (
+        lambda: optim.chain(optim.sgd(0.1)).update(PARAMS, optim.sgd(0.1).init(PARAMS), PARAMS),
+        ["chain", "CountState"],
+    ),
+    "parameters in place of a rate": (lambda: optim.adam([torch.ones(2)], lr=0.1), ["adam", "'lr'", "init(params)"]),
+    "too many numbers": (lambda: optim.adam(0.1, 0.9), ["adam", "positional", "names"]),
+    "a module": (lambda: optim.adam().init(torch.nn.Linear(2, 2)), ["Linear", "dict of tensors"]),
+    "a factory in a chain": (lambda: optim.chain(optim.sgd), ["chain", "sgd", "GradientTransformation"]),
+    "a factory that accumulates": (lambda: optim.accumulate(optim.sgd, 2), ["accumulate", "sgd"]),
+    "a mask of bools": (lambda: optim.masked(optim.sgd(0.1), {"w": True}), ["{'w': True}", "patterns"]),
+    "a mask of nothing": (lambda: optim.masked(optim.sgd(0.1), []), ["no parameter"]),
+    "a condition that is a number": (lambda: optim.only_if(optim.sgd(0.1), 5), ["only_if", "5", "function"]),
     "the state of others": (
         lambda: optim.adam().update(PARAMS, optim.adam().init({"w": torch.ones(1)}), PARAMS),
         ["state", "'body.weight'", "init"],
@@ -97,6 +142,7 @@ MISTAKES = {
     "Muon's vector": (lambda: optim.muon().init(PARAMS), ["'head.weight'", "[3]", "2 axes", "partition"]),
     "Muon's adjustment": (lambda: optim.muon(adjust_lr_fn="orginal"), ["adjust_lr_fn", "'original'"]),
     "Muon's coefficients": (lambda: optim.muon(ns_coefficients=(1.0, 2.0)), ["three"]),
+    "Muon's coefficient": (lambda: optim.muon(ns_coefficients=1.0), ["three"]),
     "Muon's steps": (lambda: optim.muon(ns_steps=-1), ["ns_steps", "-1"]),
     "a complex matrix": (
         lambda: optim.adafactor().init({"w": torch.ones(2, 2, dtype=torch.complex64)}), ["'w'", "complex"],
@@ -147,6 +193,41 @@ def test_the_numbers_are_those_of_torch_wherever_those_are_finite() -> None:
         assert torch.equal(safe_sqrt(given), x.sqrt())
         assert torch.equal(quotient(given, x.sqrt(), 1e-8), x / (x.sqrt() + 1e-8))
         assert torch.equal(quotient(given[2:], x[2:], 0.0), x[2:] / x[2:])
+
+
+def test_a_dict_may_hold_schedules_and_is_copied() -> None:
+    rates: dict[str, optim.hypers.Hyper] = {"head.*": optim.schedules.step(0.4, 1, decay=0.5), "*": 0.1}
+    optimizer = optim.sgd(rates)
+    rates["*"] = 7.0
+    state, seen = optimizer.init(PARAMS), []
+    for _ in range(3):
+        updates, state = optimizer.update(
+            {name: torch.ones_like(value) for name, value in PARAMS.items()}, state, PARAMS
+        )
+        seen.append((-updates["head.bias"].item(), -updates["body.weight"][0, 0].item()))
+    torch.testing.assert_close(torch.tensor(seen), torch.tensor([(0.4, 0.1), (0.2, 0.1), (0.1, 0.1)]))
+
+
+def test_a_second_moment_below_zero_is_nan_with_history_and_without() -> None:
+    optimizer, params = optim.adam(0.1), {"w": torch.ones(2)}
+    state = optimizer.init(params)._replace(square={"w": torch.tensor([-1.0, 1.0])})
+    for history in (False, True):
+        grads = {"w": torch.ones(2, requires_grad=history)}
+        assert optimizer.step(grads, state, params)[0]["w"].isnan().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("clip", [optim.clip, optim.clip_by_norm, optim.clip_by_global_norm])
+@pytest.mark.parametrize(
+    "limit", [float("inf"), torch.tensor(float("inf")), lambda count: float("inf")], ids=["float", "tensor", "schedule"]
+)
+def test_a_limit_without_end_clips_nothing(clip, limit) -> None:
+    def clipped(x: Tensor) -> Tensor:
+        part = clip(limit)
+        return part.update({"w": x}, part.init({"w": x}), {"w": x})[0]["w"]
+
+    x = torch.tensor([1.0, 2.0])
+    assert torch.equal(clipped(x), x)
+    assert torch.equal(torch.func.jacrev(clipped)(x), torch.eye(2))
 
 
 def test_a_state_can_be_printed_stacked_and_gone_on_with() -> None:

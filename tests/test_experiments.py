@@ -159,3 +159,56 @@ def test_flipped_examples_get_less_weight(reweight: ModuleType, imported: Load) 
         assert weight[data.flipped].mean() < 0.85 * weight[~data.flipped].mean()
         assert run.separation(weight, data.flipped) > 0.65
     assert run.separation(weight, torch.rand(weight.shape, generator=torch.Generator().manual_seed(0)) < 0.4) < 0.6
+
+
+@pytest.fixture
+def runs(imported: Load) -> ModuleType:
+    return imported("learned_optimizer", "problems")
+
+
+@pytest.fixture
+def against(imported: Load, runs: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    module = imported("learned_optimizer", "run")
+    monkeypatch.setattr(module, "HELD_OUT", {"as trained": runs.Family("test")})
+    return module
+
+
+def test_a_training_run_depends_on_its_number_alone_and_shares_no_drawing_with_its_test(runs: ModuleType) -> None:
+    drawn, again = runs.Family("test").draw(0, 3), runs.Family("test", num_steps=7).draw(2, 1)
+    assert torch.equal(drawn.rows[2, :7], again.rows[0])
+    ours, theirs = (
+        tree.tensors((run.train, run.test, run.params)) for run in (tree.entry(drawn, 2), tree.entry(again, 0))
+    )
+    assert all(map(torch.equal, ours, theirs))
+    drawings = [tuple(image.tolist()) for part in (drawn.train, drawn.test) for image in part[0][0]]
+    assert len(drawings) == len(set(drawings)) == 400
+    assert not torch.equal(drawn.params["0.weight"][0], drawn.params["0.weight"][1])
+
+
+def test_the_meta_gradient_of_a_learned_optimizer_is_exact(runs: ModuleType) -> None:
+    family = runs.Family("train", num_steps=6, width=3)
+    run = tree.cast(tree.entry(family.draw(0, 1), 0), D)
+    learned = runs.RECIPES["mlp"].learned
+    meta = {name: value + 0.01 for name, value in learned.init(run.params).items()}
+    problem = family.problem(learned, every=2)
+    assert check_meta_gradient(problem, meta, run, num_directions=2).error < 1e-6
+
+
+def test_a_few_meta_steps_make_a_better_optimizer(runs: ModuleType) -> None:
+    recipe = runs.RECIPES["mlp"]._replace(num_steps=12, batch=4)
+    first, *_, last = runs.meta_train(recipe, num_meta_steps=9, every=3, seed=0, num_validation=6)
+    assert last.validation < first.validation - 0.02
+
+
+def test_the_learned_optimizer_beats_the_tuned_ones_on_runs_it_has_not_seen(
+    against: ModuleType, tmp_path: Path
+) -> None:
+    folder = EXPERIMENTS / "learned_optimizer"
+    for name in ("tuned.json", "mlp-0.json"):
+        (tmp_path / name).write_text((folder / name).read_text())
+    against.compare(tmp_path, 6)
+    found = json.loads((tmp_path / "results.json").read_text())["as trained"]
+    below = {name: each for name, each in found["mlp-0"].items() if name.startswith("below ")}
+    assert len(below) == 6
+    assert all(each["mean"] > 0 for each in below.values())
+    assert (tmp_path / "curves.png").stat().st_size > 1000

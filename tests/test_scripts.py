@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -193,6 +194,65 @@ def test_a_part_that_fails_stops_the_benchmark(benchmark: Callable[[str], Module
     memory = benchmark("memory")
     with pytest.raises(SystemExit, match="check failed"):
         list(memory._parts(sys.executable, "check", ["no such way"]))
+
+
+def test_every_way_of_the_optimizers_benchmark_is_the_same_optimizer(benchmark: Callable[[str], ModuleType]) -> None:
+    updates = benchmark("updates")
+    assert [sum(math.prod(shape) for shape in shapes) for shapes in updates.SIZES.values()] == [
+        6400, 112_261, 11_689_512, 4_000_000,
+    ]  # fmt: skip
+    for name in updates.HYPERS:
+        ways = updates.ways_of(name, with_peers=False, with_compiled=False)
+        found = {way: updates.errors(name, make) for way, make in ways.items()}
+        updates.require_equal(name, found)
+        with pytest.raises(SystemExit, match=f"{name} of metalearn is another optimizer"):
+            updates.require_equal(name, {"metalearn": {"float32": 1e-7, "float64": 2e-9}})
+    assert updates.errors("adam", lambda name, *given: updates.ours("adamw", *given))["float64"] > 1e-6
+
+
+def test_every_inner_loop_of_the_optimizers_benchmark_is_the_one_by_hand(
+    benchmark: Callable[[str], ModuleType],
+) -> None:
+    loops = benchmark("adam_loops")
+    for model in loops.MODELS:
+        for way, make in loops.WAYS.items():
+            assert loops.error(make, model) <= loops.MOST_ERROR, (way, model)
+    other = loops.plain_loop(lambda params: (None, lambda grads, state, params: (params, state)))
+    assert loops.error(other, "MLP of 2 x 40") > 1e-2, "the comparison can fail"
+
+
+def test_the_optimizers_benchmark_measures_and_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, benchmark: Callable[[str], ModuleType]
+) -> None:
+    bench, optimizers, updates = script("bench"), benchmark("optimizers"), benchmark("updates")
+    monkeypatch.setitem(updates.SIZES, "tiny", [(2, 3), (4,)])
+
+    def here(interpreter: str, arguments: Sequence[str]) -> Iterator[dict[str, object]]:
+        assert list(arguments) == ["3"]
+        yield from optimizers.update_rows(
+            ["tiny"], ["sgd", "rmsprop"], repeats=3, with_peers=False, with_compiled=False
+        )
+        yield from optimizers.loop_rows(["MLP of 2 x 40"], repeats=3, with_peers=False)
+
+    monkeypatch.setattr(optimizers, "_rows", here)
+    paths = {"--json": tmp_path / "tiny.json", "--picture": tmp_path / "tiny.png"}
+    assert bench.main(["optimizers", "--repeats", "3", *(str(part) for pair in paths.items() for part in pair)]) == 0
+    measured = json.loads(paths["--json"].read_text())["measured"]
+    assert list(measured["tiny"]) == ["sgd", "rmsprop"]
+    assert "torch.optim, fused" in measured["tiny"]["sgd"]
+    assert "torch.optim, fused" not in measured["tiny"]["rmsprop"]
+    ours, theirs = (measured["tiny"]["sgd"][way] for way in ("metalearn", "torch.optim"))
+    assert ours["times_ours"] == {"median": 1.0, "lowest": 1.0, "highest": 1.0}
+    ratios = theirs["times_ours"]
+    assert ratios["lowest"] <= theirs["seconds"]["highest"] / ours["seconds"]["lowest"]
+    assert ratios["highest"] >= theirs["seconds"]["lowest"] / ours["seconds"]["highest"]
+    assert list(measured[optimizers.LOOP]["MLP of 2 x 40"]) == ["metalearn", "metalearn.optim alone", "by hand"]
+    assert paths["--picture"].stat().st_size > 1000
+
+
+def test_a_measurement_that_fails_stops_the_benchmark(benchmark: Callable[[str], ModuleType]) -> None:
+    with pytest.raises(SystemExit, match="the measurement failed"):
+        list(benchmark("optimizers")._rows(sys.executable, ["no number"]))
 
 
 @pytest.mark.parametrize("arguments", [[], [str(SCRIPTS.parent / "env")]])

@@ -1,6 +1,7 @@
 """What a transformation has to be before its derivatives are looked at: its form, its purity, its work under vmap."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -104,6 +105,7 @@ def check_purity(subject: Subject) -> None:
     _require_same_step(optimizer, inputs)
     _require_same_with_history(optimizer, inputs)
     _require_nothing_hidden(subject)
+    _require_same_slope(subject)
 
 
 def _require_untouched(what: str, function: Callable[..., Any], inputs: tuple[Any, ...]) -> None:
@@ -130,6 +132,34 @@ def _require_untouched(what: str, function: Callable[..., Any], inputs: tuple[An
 
 def _names(inputs: tuple[Any, ...]) -> list[str]:
     return list(paths(inputs, ""))
+
+
+def _require_same_slope(subject: Subject) -> None:
+    """Where a step is a function of its own, it has the derivative of the update that a chain would take."""
+    if subject.alone().fused is None:
+        return
+    weights, grads = subject.draw(subject.params, 2, 21), subject.draw(subject.params, 2, 22)
+
+    def moved(through_step: bool, given: tuple[Tensors, Tensors, Tensors]) -> Tensor:
+        hypers, grads, params = given
+        optimizer = subject.alone(hypers)
+        state = optimizer.init(params)
+        for _ in range(2):
+            if through_step:
+                params, _, state = optimizer.step(grads, state, params)
+            else:
+                updates, state = optimizer.update(grads, state, params)
+                params = {name: value + updates[name] for name, value in params.items()}
+        return torch.stack([(weights[name] * value).sum() for name, value in params.items()]).sum()
+
+    given = (subject.hypers, grads, subject.params)
+    by_step, by_update = (torch.func.grad(partial(moved, way))(given) for way in (True, False))
+    difference = unequal(by_step, by_update, "the derivative of step", tolerance=1e-10)
+    if difference is not None:
+        raise AssertionError(
+            f"{difference} from that of update, by (hyper-parameters, gradients, parameters). Likely cause: a "
+            ".detach() or .item() in one of them; alone an optimizer goes through `fused`, in a chain through `update`."
+        )
 
 
 def _require_same_step(optimizer: GradientTransformation, inputs: tuple[Tensors, Any, Tensors]) -> None:

@@ -312,9 +312,21 @@ def zeros_like(params: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.zeros_like(value) for name, value in params.items()}
 
 
+def detached_in_a_chain(hypers: dict[str, Tensor]) -> GradientTransformation:
+    """Right alone, where `fused` is called; as the first of a chain its `update` has no derivative."""
+    rule = optim.sgd(hypers["lr"])
+
+    def update(updates: dict[str, Tensor], state: Any, params: dict[str, Tensor]) -> tuple[Any, Any]:
+        changed, state = rule.update(updates, state, params)
+        return {name: value.detach() for name, value in changed.items()}, state
+
+    return GradientTransformation(rule.init, update, rule.fused)
+
+
 FAULTS: dict[str, tuple[Any, str]] = {
     "returns no pair": (with_update(lambda h, u, s, p: descent(h, u)), "update returned dict: expected"),
     "returns a list": (with_update(lambda h, u, s, p: ([*descent(h, u).values()], s)), "the updates are a list"),
+    "no derivative in a chain": (detached_in_a_chain, "derivative of step.*differs by .* from that of update"),
     "a scalar left out": (with_update(_without_scalars), "there is no update of 'scale'"),
     "a name of its own": (
         with_update(lambda h, u, s, p: ({**descent(h, u), "weights": u["weight"]}, s)),

@@ -4,8 +4,8 @@ from metalearn.testing.agreement import check_agreement
 from metalearn.testing.gradients import FiniteDifferences, GradientReport, assert_close, check_meta_gradient
 from metalearn.testing.stateless import StatelessReport, check_stateless
 from metalearn.testing.tasks import TaskReport, check_task
-from metalearn.testing.transformation_rows import TransformationRow
 from metalearn.testing.transformations import TransformationReport, check_transformation
+from metalearn.testing.transformations.rows import TransformationRow
 
 __all__ = [
     "FiniteDifferences",

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+_SECONDS = 0.02
+"""At least so long is a measurement of `interleaved`: work is repeated until it takes it."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -37,6 +40,44 @@ def seconds(work: Callable[[], object], repeats: int) -> list[float]:
         work()
         found.append(time.process_time() - start)
     return found
+
+
+def interleaved(
+    works: dict[str, Callable[[], object]],
+    repeats: int,
+    before: dict[str, Callable[[], object]] = {},  # noqa: B006 (nothing writes into it)
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Seconds of process time of each, and in multiples of the first one's in the same repetition.
+
+    What is to be done `before` each call of one of them is not counted.
+    """
+    counts = {way: _count(work) for way, work in works.items()}
+    times: dict[str, list[float]] = {way: [] for way in works}
+    for _ in range(repeats):
+        for way, work in works.items():
+            spent = 0.0
+            for _ in range(counts[way]):
+                before.get(way, _nothing)()
+                start = time.process_time()
+                work()
+                spent += time.process_time() - start
+            times[way].append(spent / counts[way])
+    first = next(iter(times.values()))
+    return {
+        way: {"seconds": spread(each), "times_ours": spread([a / b for a, b in zip(each, first, strict=True)])}
+        for way, each in times.items()
+    }
+
+
+def _nothing() -> None:
+    pass
+
+
+def _count(work: Callable[[], object]) -> int:
+    work()
+    start = time.process_time()
+    work()
+    return max(1, round(_SECONDS / max(time.process_time() - start, 1e-6)))
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

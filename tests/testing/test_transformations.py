@@ -10,7 +10,8 @@ from torch import Tensor
 from metalearn import UsageError, optim
 from metalearn.metagrad import FirstOrder
 from metalearn.optim import GradientTransformation
-from metalearn.testing import check_transformation, transformation_ways
+from metalearn.testing import check_transformation
+from metalearn.testing.transformations import ways
 
 D = torch.float64
 HYPERS = {"lr": 0.1, "decay": 0.9, "eps": 1e-2}
@@ -426,7 +427,7 @@ def test_another_reference_is_told_with_its_place() -> None:
 
 
 def test_strategies_that_disagree_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transformation_ways, "Stepwise", FirstOrder)
+    monkeypatch.setattr(ways, "Stepwise", FirstOrder)
     with pytest.raises(AssertionError, match=r"strategies differ.* params\.weight with Stepwise\(\)"):
         check_transformation(optim.sgd(0.1), num_steps=[3])
 

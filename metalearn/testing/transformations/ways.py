@@ -9,8 +9,8 @@ from metalearn.metagrad import Stepwise, Unrolled
 from metalearn.metagrad.forward import pushforward
 from metalearn.problem import Problem
 from metalearn.testing.gradients import dot, unit_direction
-from metalearn.testing.transformation_subject import Subject, loss_of, regression, told
-from metalearn.testing.transformation_trial import Trial, gradient
+from metalearn.testing.transformations.subject import Subject, loss_of, regression, told
+from metalearn.testing.transformations.trial import Trial, gradient
 from metalearn.types import Aux, Episodes, Tensors
 
 _AGREED = 1e-10

@@ -10,12 +10,13 @@ from torch import Tensor
 from metalearn import random, tree
 from metalearn.errors import UsageError, did_you_mean
 from metalearn.optim import GradientTransformation
-from metalearn.testing.transformation_form import check_direction, check_form, check_purity, check_vmap
-from metalearn.testing.transformation_rows import Terms, TransformationRow, derivative_rows
-from metalearn.testing.transformation_subject import Subject
-from metalearn.testing.transformation_trial import trials
-from metalearn.testing.transformation_values import Reference, check_singular_points, reference_error
-from metalearn.testing.transformation_ways import forward_error, strategies_error
+from metalearn.testing.transformations.form import check_direction, check_form, check_vmap
+from metalearn.testing.transformations.purity import check_purity
+from metalearn.testing.transformations.rows import Terms, TransformationRow, derivative_rows
+from metalearn.testing.transformations.subject import Subject
+from metalearn.testing.transformations.trial import trials
+from metalearn.testing.transformations.values import Reference, check_singular_points, reference_error
+from metalearn.testing.transformations.ways import forward_error, strategies_error
 from metalearn.types import Tensors
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from metalearn import tree
 from metalearn.errors import UsageError
 from metalearn.inner import adapt
-from metalearn.testing.transformation_subject import Subject, loss_of, regression, told
+from metalearn.testing.transformations.subject import Subject, loss_of, regression, told
 from metalearn.types import Tensors
 
 Reference = Callable[[list[Tensor]], torch.optim.Optimizer]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from metalearn import tree
 from metalearn.inner import adapt
-from metalearn.testing.transformation_subject import Data, Subject, loss_of, regression
+from metalearn.testing.transformations.subject import Data, Subject, loss_of, regression
 from metalearn.types import Tensors
 
 PARAMETERS, STATE, DATA = "initial parameters", "initial state", "data"

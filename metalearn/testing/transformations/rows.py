@@ -11,8 +11,8 @@ from torch import Tensor
 from metalearn import random, tree
 from metalearn.errors import UsageError
 from metalearn.testing.gradients import closest, dot, unit_direction
-from metalearn.testing.transformation_subject import told
-from metalearn.testing.transformation_trial import Trial, gradient, second_derivative
+from metalearn.testing.transformations.subject import told
+from metalearn.testing.transformations.trial import Trial, gradient, second_derivative
 from metalearn.types import Tensors
 
 STEP_SIZES = tuple(0.16 / 2**halvings for halvings in range(15))

@@ -128,3 +128,17 @@ def loss_of(params: Tensors, buffers: Tensors, batch: tuple[Tensor, Tensor]) -> 
     """A smooth loss in which every parameter meets every other one, and whose gradient is bounded."""
     x, y = batch
     return (torch.tanh(x @ tree.to_vector(params)) - y).square().mean()
+
+
+def walk(optimizer: GradientTransformation, subject: Subject, params: Tensors, count: int) -> tuple[Any, Any]:
+    """The state after so many updates at the same parameters, and the last updates with it."""
+    state, result = optimizer.init(params), None
+    for step in range(count):
+        updates, state = optimizer.update(subject.draw(params, 4, step), state, params)
+        result = (updates, state)
+    return state, result
+
+
+def after_steps(subject: Subject, optimizer: GradientTransformation, count: int) -> Any:
+    """The state after so many steps."""
+    return walk(optimizer, subject, subject.params, count)[0]

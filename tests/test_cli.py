@@ -79,6 +79,7 @@ MISTAKES = [
     (["inner.optimizer=adamm"], "Did you mean 'adam'"),
     (["inner.optimizer=adam", "inner.options.b22=0.9"], "adam has no hyper-parameter 'b22'. Did you mean 'b2'"),
     (["inner.optimizer=adam", "inner.options={b2: 1}"], "b2 is 1, but must be in [0, 1)"),
+    (["inner.optimizer=muon", "inner.options.ns_coefficients=1"], "ns_coefficients is 1, but there are three numbers"),
     (["inner.options.nesterov=maybe"], "nesterov is 'maybe', but must be True or False"),
     (["inner.options.lr=0.1"], "inner.options.lr is inner.lr"),
     (["execution.tasks=vamp"], "Did you mean 'vmap'?"),

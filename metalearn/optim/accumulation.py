@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from metalearn.errors import UsageError
-from metalearn.optim.base import GradientTransformation, check_names, check_parts, zero_count
+from metalearn.optim.base import GradientTransformation, check_names, check_parts, check_state, zero_count
 from metalearn.optim.wrapping import chosen, following, nothing
 from metalearn.types import Tensors
 
@@ -57,6 +57,7 @@ def accumulate(transformation: GradientTransformation, every: int) -> GradientTr
 
     def step(updates: Tensors, state: AccumulationState, params: Tensors) -> tuple[Tensors, Tensors, AccumulationState]:
         check_names(updates, params)
+        check_state(state, AccumulationState)
         count = state.num_steps + 1
         total = {name: state.total[name] + value for name, value in updates.items()}
         mean = {name: value / every for name, value in total.items()}

@@ -157,6 +157,15 @@ def check_parts(owner: str, *parts: Any) -> None:
             )
 
 
+def check_state(state: Any, expected: type) -> None:
+    """Raises UsageError for the state of another optimizer."""
+    if not isinstance(state, expected):
+        raise UsageError(
+            f"the optimizer's state is a {type(state).__name__}, expected {expected.__name__}: it is that of another "
+            "optimizer. Begin with optimizer.init(params)."
+        )
+
+
 def check_names(updates: Tensors, params: Tensors) -> None:
     """Raises UsageError unless there is one update for each parameter, of its shape and dtype."""
     if updates.keys() != params.keys():

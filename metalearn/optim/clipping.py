@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from metalearn.errors import UsageError
-from metalearn.optim.base import CountState, GradientTransformation, check_names, zero_count
+from metalearn.optim.base import CountState, GradientTransformation, check_names, check_state, zero_count
 from metalearn.optim.hypers import Hypers, Value, hyper_parameters
 from metalearn.optim.numerics import as_it_was, as_real, norm
 from metalearn.optim.transforms import counting
@@ -89,6 +89,7 @@ def clip_by_global_norm(limit: Hyper) -> GradientTransformation:
 
     def update(updates: Tensors, state: CountState, params: Tensors) -> tuple[Tensors, CountState]:
         check_names(updates, params)
+        check_state(state, CountState)
         after = CountState(state.num_steps + 1)
         if not updates:
             return {}, after

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from metalearn.errors import UsageError, closest, did_you_mean
-from metalearn.optim.base import EmptyState, GradientTransformation, check_names, check_parts, zero_count
+from metalearn.optim.base import EmptyState, GradientTransformation, check_names, check_parts, check_state, zero_count
 from metalearn.optim.numerics import constant_in_compiled
 from metalearn.optim.wrapping import chosen, following, nothing
 from metalearn.patterns import fits, fitting_any, near
@@ -77,6 +77,7 @@ def masked(transformation: GradientTransformation, which: Which) -> GradientTran
 
     def step(updates: Tensors, state: MaskedState, params: Tensors) -> tuple[Tensors, Tensors, MaskedState]:
         check_names(updates, params)
+        check_state(state, MaskedState)
         names = choose(params)
         moved, changed, inner = transformation.step(_only(names, updates), state.inner, _only(names, params))
         return (
@@ -108,6 +109,7 @@ def freeze(which: Which = "*") -> GradientTransformation:
 
     def step(updates: Tensors, state: EmptyState, params: Tensors) -> tuple[Tensors, Tensors, EmptyState]:
         check_names(updates, params)
+        check_state(state, EmptyState)
         names = choose(params)
         changed = {name: torch.zeros_like(value) if name in names else value for name, value in updates.items()}
         moved = {name: value if name in names else value + updates[name] for name, value in params.items()}
@@ -145,6 +147,7 @@ def partition(transformations: Mapping[str, GradientTransformation]) -> Gradient
 
     def step(updates: Tensors, state: PartitionState, params: Tensors) -> tuple[Tensors, Tensors, PartitionState]:
         check_names(updates, params)
+        check_state(state, PartitionState)
         groups = _grouped(transformations, params)
         moved: Tensors = {}
         changed: Tensors = {}
@@ -187,6 +190,7 @@ def only_if(
 
     def step(updates: Tensors, state: ConditionalState, params: Tensors) -> tuple[Tensors, Tensors, ConditionalState]:
         check_names(updates, params)
+        check_state(state, ConditionalState)
         moved, changed, inner = chosen(
             _checked(condition(state.num_steps)),
             lambda: transformation.step(updates, state.inner, params),

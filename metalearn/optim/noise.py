@@ -8,7 +8,7 @@ from torch import Tensor
 
 from metalearn import random
 from metalearn.errors import UsageError
-from metalearn.optim.base import CountState, GradientTransformation, check_names, zero_count
+from metalearn.optim.base import CountState, GradientTransformation, check_names, check_state, zero_count
 from metalearn.optim.hypers import ANY, Hypers, Now, hyper_parameters
 from metalearn.optim.joining import JOINED_ENTRIES
 from metalearn.optim.numerics import as_it_was, as_real, constant_in_compiled, safe_sqrt, wide
@@ -53,6 +53,7 @@ def add_noise(scale: Hyper, key: int | Tensor, *, decay: Hyper = 0.55) -> Gradie
 
     def update(updates: Tensors, state: CountState, params: Tensors) -> tuple[Tensors, CountState]:
         check_names(updates, params)
+        check_state(state, CountState)
         count, now = state.num_steps, hypers.at(state.num_steps)
         of_step = random.fold_in(_as_key(key, count), count)
         draws = {name: draw for group in _groups(updates) for name, draw in _draws(of_step, group, updates).items()}

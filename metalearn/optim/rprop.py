@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from metalearn.errors import UsageError
 from metalearn.optim.base import GradientTransformation
 from metalearn.optim.hypers import ABOVE_0, ABOVE_1, Hypers, Range, hyper_parameters
 from metalearn.optim.rules import Rule, Slots, Step, from_rule, zeros
@@ -55,6 +56,8 @@ def rprop(
 
     Reference: Riedmiller and Braun 1993, "A direct adaptive method for faster backpropagation learning" (iRprop-).
     """
+    if isinstance(min_step, int | float) and isinstance(max_step, int | float) and min_step > max_step:
+        raise UsageError(f"min_step is {min_step:g}, and max_step {max_step:g}: the least has to be below the largest.")
     hypers = Hypers(
         {"lr": lr, "eta_minus": eta_minus, "eta_plus": eta_plus, "min_step": min_step, "max_step": max_step}, _RANGES
     )

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metalearn.optim.base import CountState, GradientTransformation, check_names, stateless, zero_count
+from metalearn.optim.base import CountState, GradientTransformation, check_names, check_state, stateless, zero_count
 from metalearn.optim.hypers import ANY, Hypers, Value, hyper_parameters
 from metalearn.optim.numerics import add_scaled, wide
 from metalearn.optim.rules import Rule, Slots, Step, from_rule, zeros
@@ -45,6 +45,7 @@ def scale_by_learning_rate(lr: Hyper) -> GradientTransformation:
 
     def fused(updates: Tensors, state: CountState, params: Tensors) -> tuple[Tensors, Tensors, CountState]:
         check_names(updates, params)
+        check_state(state, CountState)
         now = hypers.at(state.num_steps)
         moved, scaled = {}, {}
         for name, value in updates.items():
@@ -104,6 +105,7 @@ def counting(
 
     def update(updates: Tensors, state: CountState, params: Tensors) -> tuple[Tensors, CountState]:
         check_names(updates, params)
+        check_state(state, CountState)
         now = hypers.at(state.num_steps)
         changed = {
             name: change(value, params[name], lambda hyper, name=name: now.of(hyper, name))  # type: ignore[misc]

@@ -135,6 +135,18 @@ MISTAKES = {
         lambda: optim.adam().update(PARAMS, optim.adam().init({"w": torch.ones(1)}), PARAMS),
         ["state", "'body.weight'", "init"],
     ),
+    "a clip's state": (
+        lambda: optim.clip(1.0).update(PARAMS, optim.adam().init(PARAMS), PARAMS), ["AdamState", "CountState"],
+    ),
+    "an accumulator's state": (
+        lambda: optim.accumulate(optim.adam(), 2).update(PARAMS, optim.adam().init(PARAMS), PARAMS),
+        ["AdamState", "AccumulationState"],
+    ),
+    "a partition's state": (
+        lambda: optim.partition({"*": optim.adam()}).update(PARAMS, optim.adam().init(PARAMS), PARAMS),
+        ["AdamState", "PartitionState"],
+    ),
+    "Rprop's bounds": (lambda: optim.rprop(min_step=1.0, max_step=0.1), ["min_step is 1", "max_step 0.1"]),
     "the state of another": (
         lambda: optim.adam().update(PARAMS, optim.sgd(0.1, momentum=0.9).init(PARAMS), PARAMS),
         ["TraceState", "square"],

@@ -435,6 +435,8 @@ def test_strategies_that_disagree_are_told(monkeypatch: pytest.MonkeyPatch) -> N
 WRONG_CALLS: dict[str, tuple[Callable[[], object], str]] = {
     "no transformation": (lambda: check_transformation(lambda hypers: None), "make returned NoneType"),
     "hypers that can not reach it": (lambda: check_transformation(optim.sgd(0.1), hypers={"lr": 0.1}), "lambda hypers"),
+    "keywords": (lambda: check_transformation(optim.sgd, hypers={"lr": 0.1}), r"lambda hypers: make\(\*\*hypers\)"),
+    "a text": (lambda: check_transformation("sgd", hypers={"lr": 0.1}), "make is a str"),
     "float32": (lambda: check_transformation(optim.sgd(0.1), params={"w": torch.ones(2)}), r"value\.double\(\)"),
     "no parameters": (lambda: check_transformation(optim.sgd(0.1), params={}), "params is empty"),
     "no steps": (lambda: check_transformation(optim.sgd(0.1), num_steps=[]), "nothing to certify"),

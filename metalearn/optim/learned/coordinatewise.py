@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metalearn import random
 from metalearn.errors import UsageError
-from metalearn.optim.base import GradientTransformation, check_names
+from metalearn.optim.base import GradientTransformation, check_names, check_state
 from metalearn.optim.learned.base import LearnedOptimizer, check_meta, dtype_of, in_range
 from metalearn.types import Tensors
 
@@ -92,6 +92,7 @@ class CoordinateLSTM(LearnedOptimizer):
 
         def update(updates: Tensors, state: LSTMState, params: Tensors) -> tuple[Tensors, LSTMState]:
             check_names(updates, params)
+            check_state(state, LSTMState)
             moved: Tensors = {}
             hidden, cell = dict(state.hidden), dict(state.cell)
             for name, gradient in updates.items():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from metalearn.errors import UsageError
-from metalearn.optim.base import GradientTransformation, check_names, zero_count
+from metalearn.optim.base import GradientTransformation, check_names, check_state, zero_count
 from metalearn.optim.learned.base import LearnedOptimizer, check_meta, in_range
 from metalearn.optim.learned.coordinatewise import drawn
 from metalearn.optim.numerics import safe_sqrt, wide
@@ -119,6 +119,7 @@ class CoordinateMLP(LearnedOptimizer):
 
         def update(updates: Tensors, state: MomentaState, params: Tensors) -> tuple[Tensors, MomentaState]:
             check_names(updates, params)
+            check_state(state, MomentaState)
             like, count = meta["hidden.bias"], state.num_steps + 1
             times = self._times(state.num_steps, like)
             decays = torch.stack([wide(decay, like.device) for decay in self.decays])

@@ -1,8 +1,10 @@
 """`check_transformation`: the tests that our optimizers get, for a user's own transformation."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -165,6 +167,7 @@ def _subject(
         for name, value in hypers.items()
     }
     if not isinstance(make, GradientTransformation):
+        _refuse_keywords(make, values)
         return Subject(make, values, start, is_whole, seed)
     if values:
         raise UsageError(
@@ -172,6 +175,21 @@ def _subject(
             "`lambda hypers: my_transformation(**hypers)`."
         )
     return Subject(lambda hypers: make, values, start, is_whole, seed)
+
+
+def _refuse_keywords(make: Any, hypers: Tensors) -> None:
+    """A factory that takes hyper-parameters by keyword would take the dict of all for the first of them."""
+    if not callable(make):
+        raise UsageError(f"make is a {type(make).__name__}, expected a GradientTransformation, or what makes one.")
+    try:
+        names = inspect.signature(make).parameters
+    except ValueError:  # some callables of C have none
+        return
+    if any(name in names for name in hypers):
+        raise UsageError(
+            "make takes hyper-parameters by keyword, and is called with one dict of them: pass "
+            "`lambda hypers: make(**hypers)`."
+        )
 
 
 def _default_params(seed: int) -> Tensors:

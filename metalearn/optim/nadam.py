@@ -59,8 +59,12 @@ def nadam(
     Reference: Dozat 2016, "Incorporating Nesterov momentum into Adam", Algorithm 2 with the schedule of its section 3.
     """
     hypers = {"lr": lr, "b1": b1, "b2": b2, "eps": eps, "momentum_decay": momentum_decay, "weight_decay": weight_decay}
-    rule = Rule(_move, {"mean": zeros, "square": zeros, "product": lambda step, param: torch.ones_like(param)})
+    rule = Rule(_move, {"mean": zeros, "square": zeros, "product": _ones})
     return from_rule(rule, NAdamState, Hypers(hypers, BETAS), decoupled=decoupled_weight_decay, maximize=maximize)
+
+
+def _ones(step: Step, param: Tensor) -> Tensor:
+    return torch.ones_like(param)
 
 
 def _move(

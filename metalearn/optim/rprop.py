@@ -61,8 +61,12 @@ def rprop(
     hypers = Hypers(
         {"lr": lr, "eta_minus": eta_minus, "eta_plus": eta_plus, "min_step": min_step, "max_step": max_step}, _RANGES
     )
-    slots = {"previous": zeros, "size": lambda step, param: torch.zeros_like(param) + step["lr"]}
+    slots = {"previous": zeros, "size": _first_size}
     return from_rule(Rule(_move, slots), RpropState, hypers, maximize=maximize)
+
+
+def _first_size(step: Step, param: Tensor) -> Tensor:
+    return torch.zeros_like(param) + step["lr"]
 
 
 def _move(step: Step, gradient: Tensor, param: Tensor, previous: Tensor, size: Tensor) -> tuple[Tensor, Slots]:

@@ -1,5 +1,7 @@
 """Hyper-parameters: forms and mistakes; and that nothing is singular."""
 
+import pickle
+
 import pytest
 import torch
 from torch import Tensor
@@ -240,6 +242,15 @@ def test_a_limit_without_end_clips_nothing(clip, limit) -> None:
     x = torch.tensor([1.0, 2.0])
     assert torch.equal(clipped(x), x)
     assert torch.equal(torch.func.jacrev(clipped)(x), torch.eye(2))
+
+
+@pytest.mark.parametrize("name", optim.FAMILY)
+def test_an_optimizer_can_be_sent_to_another_process(name: str) -> None:
+    params = {"w": torch.linspace(-1, 1, 6, dtype=D).reshape(2, 3)}
+    optimizer = optim.chain(optim.scale_by_adam(), optim.trace(0.9), optim.FAMILY[name](torch.tensor(0.1, dtype=D)))
+    again = pickle.loads(pickle.dumps(optimizer))
+    expected, got = (each.step(params, each.init(params), params)[0]["w"] for each in (optimizer, again))
+    assert torch.equal(got, expected)
 
 
 def test_a_state_can_be_printed_stacked_and_gone_on_with() -> None:

@@ -88,6 +88,17 @@ def test_the_command_of_the_custom_task_trains(tmp_path: Path, monkeypatch: pyte
     assert json.loads((tmp_path / "run/results.json").read_text())["protocol"]["dataset"] == "pendulum"
 
 
+def test_the_commands_of_the_optimizers_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall(r"^python -m metalearn.train .*$", (ROOT / "docs/optimizers.md").read_text(), flags=re.MULTILINE)
+    told = ["rmsprop(momentum=0.9, centered=True)", "adam(b1={'*.bias': 0.5, '*': 0.9})"]
+    for index, (command, expected) in enumerate(zip(commands, told, strict=True)):
+        shorter = ["meta.num_steps=1", "eval.num_episodes=2", "eval.val_episodes=0", "logger=none"]
+        assert train.main([*shlex.split(command)[3:], *shorter, f"hydra.run.dir=run{index}"]) == 0
+        card = json.loads((tmp_path / f"run{index}/results.json").read_text())["protocol"]
+        assert card["inner_optimizer"] == expected
+
+
 def test_the_table_has_as_many_modules_as_are_told() -> None:
     for page in ("CHANGELOG.md", "docs/modules.md"):
         (told,) = re.findall(r"[Oo]ver (\d+) modules", (ROOT / page).read_text())

@@ -90,7 +90,8 @@ def test_the_command_of_the_custom_task_trains(tmp_path: Path, monkeypatch: pyte
 
 def test_the_commands_of_the_optimizers_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    commands = re.findall(r"^python -m metalearn.train .*$", (ROOT / "docs/optimizers.md").read_text(), flags=re.MULTILINE)
+    page = (ROOT / "docs/optimizers.md").read_text()
+    commands = re.findall(r"^python -m metalearn.train .*$", page, flags=re.MULTILINE)
     told = ["rmsprop(momentum=0.9, centered=True)", "adam(b1={'*.bias': 0.5, '*': 0.9})"]
     for index, (command, expected) in enumerate(zip(commands, told, strict=True)):
         shorter = ["meta.num_steps=1", "eval.num_episodes=2", "eval.val_episodes=0", "logger=none"]

@@ -6,11 +6,11 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
 
 from metalearn.errors import UsageError, did_you_mean
 from metalearn.optim.base import GradientTransformation
 from metalearn.optim.learned.base import LearnedOptimizer, check_meta, in_range, of_params
+from metalearn.optim.schedules import per_step
 from metalearn.optim.sgd import sgd
 from metalearn.types import Hyper, Tensors
 
@@ -79,9 +79,7 @@ class LearnedRates(LearnedOptimizer):
 
         def make(params: Tensors) -> GradientTransformation:
             rates = {name: meta[self._key(name)] for name in params}
-            if self.num_steps is None:
-                return self.base(rates)
-            return self.base(lambda count: {name: _at(value, count) for name, value in rates.items()})
+            return self.base(rates if self.num_steps is None else per_step(rates))
 
         return of_params(make, check=lambda params: check_meta(self, meta, params))
 
@@ -114,9 +112,3 @@ def LSLR(  # noqa: N802
     Reference: Antoniou, Edwards and Storkey 2019, arXiv:1810.09502, section 4 (LSLR).
     """
     return LearnedRates(lr, per, num_steps=num_steps, base=base)
-
-
-def _at(rates: Tensor, count: Tensor) -> Tensor:
-    """The rates after `count` steps, or the last ones. Not `rates[count]`, which vmap refuses for a batch of counts."""
-    row = count.clamp(max=rates.shape[0] - 1).reshape(1)
-    return torch.index_select(rates, 0, row).squeeze(0)

@@ -8,13 +8,21 @@ from metalearn.optim.adagrad import AdagradState, adagrad
 from metalearn.optim.adam import AdamState, AMSGradState, adam, adamw, scale_by_adam
 from metalearn.optim.adamax import AdamaxState, adamax
 from metalearn.optim.asgd import ASGDState, asgd
-from metalearn.optim.base import CountState, EmptyState, GradientTransformation, apply_updates, chain, stateless
+from metalearn.optim.base import (
+    CountState,
+    EmptyState,
+    GradientTransformation,
+    MeanState,
+    apply_updates,
+    chain,
+    stateless,
+)
 from metalearn.optim.clipping import clip, clip_by_global_norm, clip_by_norm
 from metalearn.optim.family import FAMILY
 from metalearn.optim.groups import ConditionalState, MaskedState, PartitionState, freeze, masked, only_if, partition
 from metalearn.optim.hypers import Hypers, Range, hyper_parameters
-from metalearn.optim.lion import LionState, lion
-from metalearn.optim.muon import MuonState, muon
+from metalearn.optim.lion import lion
+from metalearn.optim.muon import muon
 from metalearn.optim.nadam import NAdamState, nadam
 from metalearn.optim.noise import add_noise
 from metalearn.optim.radam import radam
@@ -49,9 +57,8 @@ __all__ = [
     "EmptyState",
     "GradientTransformation",
     "Hypers",
-    "LionState",
     "MaskedState",
-    "MuonState",
+    "MeanState",
     "NAdamState",
     "PartitionState",
     "RMSpropState",

@@ -57,6 +57,18 @@ class CountState(NamedTuple):
     num_steps: Tensor
 
 
+class MeanState(NamedTuple):
+    """The state of an optimizer that remembers a mean of the gradients (Lion, Muon).
+
+    Attributes:
+        num_steps: int64 scalar, the number of updates done.
+        mean: decaying mean of the gradients, by parameter name.
+    """
+
+    num_steps: Tensor
+    mean: Tensors
+
+
 def apply_updates(params: Tensors, updates: Tensors) -> Tensors:
     """The parameters after a step: `params + updates`, by name.
 

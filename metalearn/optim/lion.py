@@ -1,26 +1,12 @@
 """Lion: the sign of a momentum."""
 
-from typing import NamedTuple
-
 from torch import Tensor
 
-from metalearn.optim.base import GradientTransformation
+from metalearn.optim.base import GradientTransformation, MeanState
 from metalearn.optim.hypers import FRACTION, Hypers, hyper_parameters
 from metalearn.optim.numerics import lerp
 from metalearn.optim.rules import Rule, Slots, Step, from_rule, zeros
-from metalearn.types import Hyper, Tensors
-
-
-class LionState(NamedTuple):
-    """The state of Lion.
-
-    Attributes:
-        num_steps: int64 scalar, the number of updates done.
-        mean: decaying mean of the gradients, by parameter name.
-    """
-
-    num_steps: Tensor
-    mean: Tensors
+from metalearn.types import Hyper
 
 
 @hyper_parameters
@@ -48,7 +34,7 @@ def lion(
     Reference: Chen et al. 2023, arXiv:2302.06675, Algorithm 2.
     """
     hypers = Hypers({"lr": lr, "b1": b1, "b2": b2, "weight_decay": weight_decay}, {"b1": FRACTION, "b2": FRACTION})
-    return from_rule(Rule(_move, {"mean": zeros}), LionState, hypers, decoupled=True, maximize=maximize)
+    return from_rule(Rule(_move, {"mean": zeros}), MeanState, hypers, decoupled=True, maximize=maximize)
 
 
 def _move(step: Step, gradient: Tensor, param: Tensor, mean: Tensor) -> tuple[Tensor, Slots]:

@@ -2,17 +2,16 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from metalearn.errors import UsageError, did_you_mean
-from metalearn.optim.base import GradientTransformation
+from metalearn.optim.base import GradientTransformation, MeanState
 from metalearn.optim.hypers import ANY, FRACTION, Hypers, hyper_parameters
 from metalearn.optim.numerics import lerp, norm
 from metalearn.optim.rules import Rule, Slots, Step, from_rule, zeros
-from metalearn.types import Hyper, Tensors
+from metalearn.types import Hyper
 
 ADJUSTMENTS = ("original", "match_rms_adamw")
 """How the rate depends on a matrix's shape `[rows, columns]`: times $\\sqrt{\\max(1, rows / columns)}$ (Jordan), or
@@ -20,18 +19,6 @@ times $0.2 \\sqrt{\\max(rows, columns)}$, the size of a step of AdamW (Liu et al
 
 _COEFFICIENTS = ("a", "b", "c")
 _RANGES = {"momentum": FRACTION, **dict.fromkeys(_COEFFICIENTS, ANY)}
-
-
-class MuonState(NamedTuple):
-    """The state of Muon.
-
-    Attributes:
-        num_steps: int64 scalar, the number of updates done.
-        mean: decaying mean of the gradients, by parameter name.
-    """
-
-    num_steps: Tensor
-    mean: Tensors
 
 
 @hyper_parameters
@@ -81,7 +68,7 @@ def muon(
     hypers |= zip(_COEFFICIENTS, ns_coefficients, strict=True)
     move = partial(_move, nesterov=nesterov, num_steps=ns_steps, adjustment=adjust_lr_fn)
     rule = Rule(move, {"mean": zeros}, is_entrywise=False, least_axes=2)
-    return from_rule(rule, MuonState, Hypers(hypers, _RANGES), decoupled=True)
+    return from_rule(rule, MeanState, Hypers(hypers, _RANGES), decoupled=True)
 
 
 def _move(

@@ -9,6 +9,7 @@ from metalearn.testing import assert_close
 
 D = torch.float64
 
+
 def _start() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     shapes = {"w": (3, 2), "b": (2,), "scalar": (), "dead": (2,)}

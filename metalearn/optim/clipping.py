@@ -9,7 +9,7 @@ from metalearn.errors import UsageError
 from metalearn.optim.base import CountState, GradientTransformation, check_names, check_state, zero_count
 from metalearn.optim.hypers import Hypers, Value, hyper_parameters
 from metalearn.optim.numerics import as_it_was, as_real, norm
-from metalearn.optim.transforms import counting
+from metalearn.optim.transforms import counting, first_count
 from metalearn.types import Hyper, Tensors
 
 _TORCH_EPS = 1e-6
@@ -82,10 +82,8 @@ def clip_by_global_norm(limit: Hyper) -> GradientTransformation:
     _check_is_one(hypers, None)
 
     def init(params: Tensors) -> CountState:
-        count = zero_count(params)
-        _check_is_one(hypers, count)
-        hypers.check(params, count)
-        return CountState(count)
+        _check_is_one(hypers, zero_count(params))
+        return first_count(hypers, params)
 
     def update(updates: Tensors, state: CountState, params: Tensors) -> tuple[Tensors, CountState]:
         check_names(updates, params)

@@ -85,8 +85,8 @@ class Hypers:
         for name, hyper in own.items():
             self._check_form(name, hyper)
 
-    def check(self, params: Tensors, num_steps: Tensor) -> None:
-        """Refuses what does not fit the parameters; schedules are looked at as they are after `num_steps` steps.
+    def check(self, params: Tensors, num_steps: Tensor) -> "Now":
+        """What they are after `num_steps` steps, as `at`; refuses what does not fit the parameters.
 
         Numbers are checked, and tensors of a CPU where a value out of range could only give NaN; on other devices
         that would have to wait for the device.
@@ -95,11 +95,15 @@ class Hypers:
             UsageError: a parameter has no value, a name or a pattern fits no parameter, a shape does not fit, a value
                 is out of its range.
         """
-        for name, value in self.at(num_steps).values.items():
-            if isinstance(value, Mapping):
-                _check_names(name, value, params)
+        now = self.at(num_steps)
+        for name, hyper in now.values.items():
+            if isinstance(hyper, Mapping):
+                _check_names(name, hyper, params)
             for of, param in params.items():
-                self._check_value(name, _entry(value, of, name), of, param)
+                value = now.of(name, of)
+                if isinstance(value, Tensor):
+                    check_shape(name, value, of, param)
+        return now
 
     def at(self, num_steps: Tensor) -> "Now":
         """What they are after `num_steps` steps, each schedule asked once.
@@ -136,10 +140,6 @@ class Hypers:
         if self.ranges.get(name, AT_LEAST_0).of_tensors and (numbers := known_values(value)) is not None:
             for number in (numbers.min().item(), numbers.max().item()) if numbers.numel() else ():
                 self._check_number(name, number, of)
-
-    def _check_value(self, name: str, value: Value, of: str, param: Tensor) -> None:
-        if isinstance(value, Tensor):
-            check_shape(name, value, of, param)
 
     def _check_number(self, name: str, value: float, of: str = "") -> None:
         allowed = self.ranges.get(name, AT_LEAST_0)
@@ -207,15 +207,6 @@ def _meant(name: str, known: list[str]) -> str:
     if pair and set(pair) <= set(known):
         return f"The pair of torch.optim is {pair[0]}=… and {pair[1]}=… here."
     return did_you_mean(name, known)
-
-
-def value_of(hyper: Hyper, name: str, num_steps: Tensor) -> Value:
-    """The value of a hyper-parameter for the parameter `name` after `num_steps` steps.
-
-    Raises:
-        UsageError: it is a dict without an entry for `name`.
-    """
-    return _entry(_after(hyper, num_steps), name, "a hyper-parameter given by name")
 
 
 def _after(hyper: Hyper, num_steps: Tensor) -> Value | Mapping[str, Value]:

@@ -1,6 +1,7 @@
 """Noise on the gradients, as a pure function of a key."""
 
 import hashlib
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -8,10 +9,11 @@ from torch import Tensor
 
 from metalearn import random
 from metalearn.errors import UsageError
-from metalearn.optim.base import CountState, GradientTransformation, check_names, check_state, zero_count
+from metalearn.optim.base import CountState, GradientTransformation, check_names, check_state
 from metalearn.optim.hypers import ANY, Hypers, Now, hyper_parameters
 from metalearn.optim.joining import JOINED_ENTRIES
 from metalearn.optim.numerics import as_it_was, as_real, constant_in_compiled, safe_sqrt, wide
+from metalearn.optim.transforms import first_count
 from metalearn.types import Hyper, Tensors
 
 
@@ -46,11 +48,6 @@ def add_noise(scale: Hyper, key: int | Tensor, *, decay: Hyper = 0.55) -> Gradie
     hypers = Hypers({"scale": scale, "decay": decay}, {"decay": ANY})
     _check_key(key)
 
-    def init(params: Tensors) -> CountState:
-        count = zero_count(params)
-        hypers.check(params, count)
-        return CountState(count)
-
     def update(updates: Tensors, state: CountState, params: Tensors) -> tuple[Tensors, CountState]:
         check_names(updates, params)
         check_state(state, CountState)
@@ -61,7 +58,7 @@ def add_noise(scale: Hyper, key: int | Tensor, *, decay: Hyper = 0.55) -> Gradie
         noisy = {name: _noisy(value, draws[name], deviations[name]) for name, value in updates.items()}
         return noisy, CountState(count + 1)
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(partial(first_count, hypers), update)
 
 
 @constant_in_compiled

@@ -37,18 +37,14 @@ def safe_sqrt(x: Tensor) -> Tensor:
     return torch.where(used, torch.where(used, x, 1.0).sqrt(), 0.0)
 
 
-def safe_norm(x: Tensor) -> Tensor:
-    """The Euclidean norm of all entries, a scalar, with derivative 0 (not NaN) where all are 0."""
-    return safe_sqrt(x.square().sum())
-
-
 def norm(x: Tensor) -> Tensor:
     """The Euclidean norm of all entries, a real scalar, with derivative 0 (not NaN) where all are 0.
 
     Halves are squared and added in float32, as torch does, where 256 squared would be infinite in float16.
     """
     real = as_real(x)
-    return safe_norm(real.float() if real.dtype in (torch.float16, torch.bfloat16) else real)
+    wider = real.float() if real.dtype in (torch.float16, torch.bfloat16) else real
+    return safe_sqrt(wider.square().sum())
 
 
 def as_real(x: Tensor) -> Tensor:

@@ -121,8 +121,7 @@ class _Following:
 
     def init(self, params: Tensors) -> Any:
         count = zero_count(params)
-        self.hypers.check(params, count)
-        now = self.hypers.at(count)
+        now = self.hypers.check(params, count)
         slots: dict[str, Tensors] = {name: {} for name in self.rule.slots}
         for name, param in params.items():
             self._check_param(name, param)

@@ -98,11 +98,6 @@ def counting(
 ) -> GradientTransformation:
     """A transformation whose only memory is the number of steps, of `(update, parameter, hyper's name -> value)`."""
 
-    def init(params: Tensors) -> CountState:
-        count = zero_count(params)
-        hypers.check(params, count)
-        return CountState(count)
-
     def update(updates: Tensors, state: CountState, params: Tensors) -> tuple[Tensors, CountState]:
         check_names(updates, params)
         check_state(state, CountState)
@@ -114,4 +109,11 @@ def counting(
         changed = {name: value.to(updates[name].dtype) for name, value in changed.items()}
         return changed, CountState(state.num_steps + 1)
 
-    return GradientTransformation(init, update)
+    return GradientTransformation(partial(first_count, hypers), update)
+
+
+def first_count(hypers: Hypers, params: Tensors) -> CountState:
+    """The first state of what remembers the number of steps alone, once its hyper-parameters were found to fit."""
+    count = zero_count(params)
+    hypers.check(params, count)
+    return CountState(count)

@@ -2,10 +2,12 @@
 
 import ctypes
 import gc
+import json
 import statistics
+import subprocess
 import time
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,3 +99,18 @@ def peak_megabytes(work: Callable[[], object]) -> float:
 def _status(field: str) -> int:
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{field}:"))
     return int(line.split()[1])  # kB
+
+
+def rows_of_a_process(
+    interpreter: str, case: str, arguments: Sequence[str], *, called: str
+) -> Iterator[dict[str, Any]]:
+    """What a case's `part` prints, a row of JSON a line, in a process of its own; `called` so if it fails."""
+    bench = Path(__file__).resolve().parents[1] / "bench.py"
+    command = [interpreter, str(bench), case, "--part", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("{"):  # a library may print something when it is imported
+                yield json.loads(line)
+    if process.returncode:
+        raise SystemExit(f"bench: {called} failed in {interpreter}")

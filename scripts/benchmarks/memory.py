@@ -1,11 +1,10 @@
 """Peak memory and time of a meta-gradient by the number of inner steps: every strategy, and other libraries (Linux)."""
 
 import json
-import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import Case, peak_megabytes
+from benchmarks.common import Case, peak_megabytes, rows_of_a_process
 from benchmarks.loops import PEERS, RATE, Gradient, error, plain, work
 from metalearn import functionalize, losses, optim, random
 from metalearn.algorithms import MAML
@@ -73,16 +72,8 @@ def measure(options: Namespace) -> dict[str, Any]:
     return found
 
 
-def _parts(interpreter: str, what: str, ways: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    bench = Path(__file__).resolve().parents[1] / "bench.py"
-    command = [interpreter, str(bench), "memory", "--part", what, *ways]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("{"):  # a library may print something when it is imported
-                yield json.loads(line)
-    if process.returncode:
-        raise SystemExit(f"bench: {what} failed in {interpreter}")
+def _parts(interpreter: str, what: str, ways: Sequence[str]) -> Iterator[dict[str, Any]]:
+    return rows_of_a_process(interpreter, "memory", [what, *ways], called=what)
 
 
 def _part(arguments: list[str]) -> None:

@@ -1,7 +1,6 @@
 """The cost of an optimizer: a step without history, and a differentiable inner loop; ours against other libraries'."""
 
 import json
-import subprocess
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks import adam_loops, updates
-from benchmarks.common import Case, interleaved
+from benchmarks.common import Case, interleaved, rows_of_a_process
 from metalearn import tree
 
 LOOP = "five inner steps of Adam and the gradient through them"
@@ -59,15 +58,7 @@ def measure(options: Namespace) -> dict[str, Any]:
 
 
 def _rows(interpreter: str, arguments: Sequence[str]) -> Iterator[dict[str, Any]]:
-    bench = Path(__file__).resolve().parents[1] / "bench.py"
-    command = [interpreter, str(bench), "optimizers", "--part", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("{"):  # a library may print something when it is imported
-                yield json.loads(line)
-    if process.returncode:
-        raise SystemExit(f"bench: the measurement failed in {interpreter}")
+    return rows_of_a_process(interpreter, "optimizers", arguments, called="the measurement")
 
 
 def _part(arguments: list[str]) -> None:

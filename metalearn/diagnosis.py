@@ -101,7 +101,7 @@ def _explanation(text: str, state: Mapping[str, Tensor], error: RuntimeError) ->
         for sign, what in _UNDER_VMAP.items():
             if sign in text:
                 return (
-                    f"forward {what}{_line_of(error)}, which torch.vmap can not do for many tasks at once. Use "
+                    f"forward {what}{line_of(error)}, which torch.vmap can not do for many tasks at once. Use "
                     "torch.where or a mask, or run tasks one after another: execution.tasks=loop, "
                     "metalearn.execution.Loop()."
                 )
@@ -126,7 +126,7 @@ def _of_dtypes(text: str, state: Mapping[str, Tensor]) -> str | None:
     )
 
 
-def _line_of(error: RuntimeError) -> str:
+def line_of(error: RuntimeError) -> str:
     """Where in the user's code it happened, as `" (file:line: code)"`; empty where none of it is on the way."""
     frames = [
         frame

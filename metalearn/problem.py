@@ -40,6 +40,8 @@ class Problem:
             loss); None judges the last state alone.
         must_return: names of buffers that have to return to the model after a meta step, as its test reads what only
             training writes (shared running statistics): an execution that keeps them back is refused.
+        holding: makes the same problem that holds other tensors, by the same names, than it was made with: a model's
+            buffers, which change between meta steps. None where it holds none such.
     """
 
     init: Callable[[Tensors, Episode], tuple[Tensors, Tensors]]
@@ -50,6 +52,7 @@ class Problem:
     batch: Callable[[Episode, int], Batch] = support_set
     outer_weights: Sequence[float | Tensor] | None = None
     must_return: Sequence[str] = ()
+    holding: "Callable[[Tensors], Problem] | None" = None
 
     def __post_init__(self) -> None:
         check_num_steps(self.num_inner_steps)

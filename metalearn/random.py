@@ -7,11 +7,17 @@ Keys are mixed with splitmix64 (Steele, Lea and Flood, 2014), a bijection of 64 
 avalanche hash (the "lowbias32" constants of Wellons' hash-prospector) of the position, applied twice with a half of
 the mixed key each time. The bulk stays in int32 because an int64 hash compiled by inductor corrupted memory at
 some sizes (torch 2.13).
+
+A few keys cost torch as much as thousands: it is the number of its calls that counts. So what is small, on the CPU and
+in no transform, is computed by NumPy, and constants as Python integers: the same integers.
 """
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, TypeGuard
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,18 +28,38 @@ _LOWBIAS_1 = 0x7FEB352D
 _LOWBIAS_2 = 0x846CA68B - (1 << 32)
 
 
-def key(seed: int | Tensor, *, device: torch.device | str | None = None) -> Tensor:
+def key(seed: int | Tensor, *data: int | Tensor, device: torch.device | str | None = None) -> Tensor:
     """A key from a seed. Seeds 0, 1, 2 … give unrelated streams; a tensor of seeds gives a tensor of keys.
+
+    With `data` it is `fold_in(fold_in(key(seed), data[0]), data[1])` …, cheaper.
 
     Example:
         >>> int(key(0)) == int(key(0)), int(key(0)) == int(key(1))
         (True, False)
+        >>> int(key(0, 5)) == int(fold_in(key(0), 5))
+        True
     """
-    return _splitmix64(torch.as_tensor(seed, dtype=torch.int64, device=device))
+    if not _is_int64(seed):
+        root, rest = _splitmix64(torch.as_tensor(seed, dtype=torch.int64, device=device)), list(data)
+    else:
+        number, rest = _mixed(seed), list(data)
+        while rest and _is_int64(rest[0]):
+            number = _mixed(_mixed(number) ^ _mixed(rest.pop(0)))
+        # Filled in on the device: a number that is sent there makes the host wait.
+        root = torch.full((), number, dtype=torch.int64, device=device)
+    for each in rest:
+        root = fold_in(root, each)
+    return root
 
 
 def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
     """A new key from a key and a number: `fold_in(key, 0)`, `fold_in(key, 1)` … are unrelated. Both broadcast."""
+    if _is_int64(data):
+        if _is_for_numpy(key, key.numel()):
+            mixed = _numpy_splitmix64(_flat(key))
+            mixed ^= np.uint64(_mixed(data) & _MASK)
+            return _unflat(_numpy_splitmix64(mixed), key)
+        return _splitmix64(_splitmix64(key) ^ _mixed(data))
     return _splitmix64(_splitmix64(key) ^ _splitmix64(torch.as_tensor(data, dtype=torch.int64, device=key.device)))
 
 
@@ -44,6 +70,8 @@ def bits(key: Tensor, shape: Sequence[int]) -> Tensor:
         >>> bits(key(0), (3,)).dtype
         torch.int32
     """
+    if _is_for_numpy(key, key.numel() * math.prod(shape)):
+        return torch.from_numpy(_numpy_bits(key, shape).view(np.int32)).reshape((*key.shape, *shape))
     mixed = _splitmix64(key)
     low, high = _word(mixed), _word(mixed >> 32)
     position = torch.arange(math.prod(shape), dtype=torch.int32, device=key.device)
@@ -53,6 +81,10 @@ def bits(key: Tensor, shape: Sequence[int]) -> Tensor:
 
 def uniform(key: Tensor, shape: Sequence[int], *, dtype: torch.dtype = torch.float32) -> Tensor:
     """Uniform draws on [0, 1) with 24 random bits each; shapes as in `bits`."""
+    if dtype in _NUMPY_FLOATS and _is_for_numpy(key, key.numel() * math.prod(shape)):
+        drawn = (_numpy_bits(key, shape) >> np.uint32(8)).astype(_NUMPY_FLOATS[dtype])
+        drawn *= 2.0**-24
+        return torch.from_numpy(drawn).reshape((*key.shape, *shape))
     return ((bits(key, shape) >> 8) & 0xFFFFFF).to(dtype) * 2.0**-24
 
 
@@ -117,6 +149,8 @@ def _choose_floyd(key: Tensor, sizes: Tensor, count: int, largest: int) -> Tenso
 
 
 def _splitmix64(state: Tensor) -> Tensor:
+    if _is_for_numpy(state, state.numel()):
+        return _unflat(_numpy_splitmix64(_flat(state)), state)
     state = state + _GOLDEN
     state = (state ^ _logical_shift(state, 30, 64)) * _MIX_1
     state = (state ^ _logical_shift(state, 27, 64)) * _MIX_2
@@ -138,3 +172,75 @@ def _word(state: Tensor) -> Tensor:
     # Sign-preserving narrowing of the low 32 bits: `.to(int32)` of a value out of range is undefined on some devices.
     low = state & 0xFFFFFFFF
     return torch.where(low >= 1 << 31, low - (1 << 32), low).to(torch.int32)
+
+
+_SMALL = 1 << 16
+"""Above so many numbers torch's threads gain more than its calls cost."""
+
+_NUMPY_FLOATS: dict[torch.dtype, Any] = {torch.float32: np.float32, torch.float64: np.float64}
+
+
+def _is_for_numpy(tensor: Tensor, size: int) -> bool:
+    if size > _SMALL or type(tensor) is not Tensor or tensor.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    # Inside a transform, or where something watches torch's calls, they have to be torch's.
+    watched = torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack()
+    return not watched and torch._C._functorch.peek_interpreter_stack() is None
+
+
+def _flat(key: Tensor) -> Any:
+    """Keys as uint64 along one axis: operations on arrays of no axis warn of the overflow that is meant here."""
+    return key.numpy().reshape(-1).view(np.uint64)
+
+
+def _unflat(keys: Any, like: Tensor) -> Tensor:
+    return torch.from_numpy(keys.view(np.int64)).view(like.shape)
+
+
+def _numpy_splitmix64(state: Any) -> Any:
+    mixed = state + _ADD
+    mixed ^= mixed >> _30
+    mixed *= _TIMES_1
+    mixed ^= mixed >> _27
+    mixed *= _TIMES_2
+    mixed ^= mixed >> _31
+    return mixed
+
+
+def _numpy_bits(key: Tensor, shape: Sequence[int]) -> Any:
+    """`bits` as uint32, `[key, position]`."""
+    mixed = _numpy_splitmix64(_flat(key))[:, None]
+    hashed = np.arange(math.prod(shape), dtype=np.uint32) ^ mixed.astype(np.uint32)
+    _numpy_lowbias32(hashed)
+    hashed ^= (mixed >> _32).astype(np.uint32)
+    _numpy_lowbias32(hashed)
+    return hashed
+
+
+def _numpy_lowbias32(state: Any) -> None:
+    state ^= state >> _HALF
+    state *= _WORD_1
+    state ^= state >> _15
+    state *= _WORD_2
+    state ^= state >> _HALF
+
+
+_MASK = (1 << 64) - 1
+_ADD, _TIMES_1, _TIMES_2 = (np.uint64(number & _MASK) for number in (_GOLDEN, _MIX_1, _MIX_2))
+_30, _27, _31, _32 = (np.uint64(count) for count in (30, 27, 31, 32))
+_WORD_1, _WORD_2 = (np.uint32(number & 0xFFFFFFFF) for number in (_LOWBIAS_1, _LOWBIAS_2))
+_HALF, _15 = np.uint32(16), np.uint32(15)
+
+
+def _is_int64(number: Any) -> TypeGuard[int]:
+    return isinstance(number, int) and not isinstance(number, bool) and -(1 << 63) <= number < 1 << 63
+
+
+@lru_cache(maxsize=1024)
+def _mixed(number: int) -> int:
+    """`_splitmix64` of one number."""
+    state = (number + _GOLDEN) & _MASK
+    state = ((state ^ (state >> 30)) * _MIX_1) & _MASK
+    state = ((state ^ (state >> 27)) * _MIX_2) & _MASK
+    state ^= state >> 31
+    return state - (1 << 64) if state >> 63 else state

@@ -1,5 +1,6 @@
 """`python -m metalearn.train [overrides]`: compose, build, train; with run=DIR, go on with an interrupted run."""
 
+import json
 import os
 import signal
 import sys
@@ -24,7 +25,10 @@ from metalearn.sweeps import PointRun
 from metalearn.training import Results, train
 from metalearn.training.run_directory import claimed, claimed_beside, run_argument, run_status
 
-_MAY_CHANGE = ("meta.num_steps", "meta.log_every", "meta.checkpoint_every", "eval", "logger", "device", "task.root")
+_MAY_CHANGE = (
+    "meta.num_steps", "meta.log_every", "meta.checkpoint_every", "eval", "logger", "device", "task.root",
+    "execution.profile",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,10 +105,17 @@ def _resume(folder: Path, asked: Mapping[str, Any]) -> None:
     if "meta.num_steps" in changes and config.meta.schedule.value != "constant":
         raise UsageError("meta.num_steps can not change when a run goes on: its schedule of rates depends on it.")
     with claimed(folder.resolve(), resume=True):
-        _train(config, folder.resolve(), resume=True)
+        _train(config, folder.resolve(), resume=True, changes=changes)
 
 
-def _train(config: TrainConfig, folder: Path, *, resume: bool, point: PointRun | None = None) -> None:
+def _train(
+    config: TrainConfig,
+    folder: Path,
+    *,
+    resume: bool,
+    point: PointRun | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> None:
     experiment = configuration.build_experiment(config)
     logger, progress = configuration.build_logger(config)
     if not resume:
@@ -119,6 +130,7 @@ def _train(config: TrainConfig, folder: Path, *, resume: bool, point: PointRun |
             resume_command=resume_command(folder),
             on_validation=None if point is None else point.on_validation,
             stop=None if point is None else point.stop,
+            compile_command=[sys.executable, "-m", "metalearn.compile_ahead", str(folder), json.dumps(changes or {})],
         )
     except UsageError:
         if not resume and run_status(folder) == "empty":  # refused before it began: what was just written goes again

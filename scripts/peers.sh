@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Makes a Python environment with the libraries that the benchmarks compare with: higher, TorchOpt and learn2learn, beside
-# this checkout, all on the torch of constraints.txt.
+# Makes a Python environment with the libraries that the benchmarks compare with: higher, TorchOpt, learn2learn,
+# parallel-metalearn, JAX and optax, beside this checkout, all on the torch of constraints.txt.
 #
-#     bash scripts/peers.sh DIRECTORY               # DIRECTORY/bin/python is then what `bench.py memory --peers` takes
+#     bash scripts/peers.sh DIRECTORY               # DIRECTORY/bin/python is then what `bench.py speed --peers` takes
 #     PYTHON=python3.12 bash scripts/peers.sh DIRECTORY
 #
-# An environment of its own, because none of the three has had a release since 2023: what they ask for must not reach the
-# environment that the tests run in.
+# An environment of its own, because the first three have had no release since 2023: what they ask for must not reach the
+# environment that the tests run in. parallel-metalearn, whose package is called `metalearn` too, lies in a folder that is
+# not on Python's path (scripts/benchmarks/aside.py). JAX is the CPU's; for a GPU give JAX="jax[cuda12]==0.10.2".
 set -euo pipefail
 
 if [ "$#" -ne 1 ]; then
@@ -30,6 +31,9 @@ esac
 python="$target/bin/python"
 "$python" -m pip install --quiet -c "$here/constraints.txt" -e "$here"
 "$python" -m pip install --quiet -c "$here/constraints.txt" "higher==0.2.1" "torchopt==0.7.3"
+"$python" -m pip install --quiet -c "$here/constraints.txt" "${JAX:-jax==0.10.2}" "optax==0.2.8"
+"$python" -m pip install --quiet --no-deps --upgrade --target "$target/aside" "parallel-metalearn==0.5.6"
 PYTHON="$python" bash "$here/scripts/install_learn2learn.sh"
 "$python" "$here/scripts/bench.py" memory --part check higher TorchOpt learn2learn
+"$python" "$here/scripts/bench.py" speed --part check
 echo "peers: ready, $python"

@@ -22,6 +22,7 @@ BELOW: dict[str, set[str]] = {
     "captured": set(),
     "diagnosis": set(),
     "functional": {"diagnosis"},
+    "compilation": {"diagnosis", "functional"},
     "sequence": {"functional"},
     "state": {"functional"},
     "normalisation": {"functional"},
@@ -29,7 +30,7 @@ BELOW: dict[str, set[str]] = {
     "inner": {"optim", "problem", "captured", "diagnosis"},
     "stepping": {"inner", "optim", "diagnosis"},
     "metagrad": {"inner", "problem", "optim", "captured", "diagnosis"},
-    "execution": {"metagrad", "inner", "problem", "functional", "captured"},
+    "execution": {"metagrad", "inner", "problem", "functional", "captured", "compilation", "diagnosis"},
     "ensembles": {"execution", "functional", "inner", "state", "stepping"},
     "algorithms": {"metagrad", "inner", "problem", "optim", "functional", "normalisation", "state"},
     "training": {
@@ -40,6 +41,7 @@ BELOW: dict[str, set[str]] = {
     "use": {"config", "training", "functional", "normalisation", "tasks"},
     "adapt": {"config", "use", "inner"},
     "train": {"config", "sweeps", "training"},
+    "compile_ahead": {"config", "training"},
     "evaluate": {"config", "training"},
     "testing": {
         "metagrad", "inner", "problem", "optim", "functional", "execution", "algorithms", "tasks", "models", "state",

@@ -127,3 +127,42 @@ def test_one_size_in_a_tensor_is_one_size() -> None:
     assert torch.equal(random.choose(keys, torch.full((40,), 30), 4, largest=64), random.choose(keys, 30, 4))
     with pytest.raises(ValueError, match="need `largest`"):
         random.choose(keys, torch.full((40,), 30), 4)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (0,), (2, 5), (300, 40)])
+def test_small_draws_by_numpy_have_the_bits_of_torchs(shape: tuple[int, ...]) -> None:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Watched(TorchDispatchMode):  # where torch's calls are watched they have to be torch's
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            return function(*args, **(kwargs or {}))
+
+    def draws() -> list[torch.Tensor]:
+        found = []
+        for seed in (0, -1, 2**63 - 1, -(2**63), torch.arange(-3, 3).reshape(2, 3)):
+            keys = random.key(seed)
+            folded = [random.fold_in(keys, data) for data in (0, -5, 2**40, torch.tensor(7))]
+            found += [keys, *folded, random.bits(keys, shape), random.normal(keys, shape)]
+            found += [
+                random.uniform(keys.t(), shape, dtype=dtype) for dtype in (torch.float32, torch.float64, torch.bfloat16)
+            ]
+        return found
+
+    by_numpy = draws()
+    with Watched():
+        by_torch = draws()
+    for one, two in zip(by_numpy, by_torch, strict=True):
+        assert one.shape == two.shape
+        assert one.dtype == two.dtype
+        assert torch.equal(one, two)
+    keys = torch.arange(4)
+    in_vmap = torch.vmap(lambda key: random.bits(random.fold_in(key, 2), shape))(keys)
+    assert torch.equal(in_vmap, random.bits(random.fold_in(keys, 2), shape))
+
+
+def test_a_key_of_several_numbers_is_folded_in_order() -> None:
+    index = torch.arange(5)
+    assert torch.equal(
+        random.key(3, 8, index, 2), random.fold_in(random.fold_in(random.fold_in(random.key(3), 8), index), 2)
+    )
+    assert torch.equal(random.key(index, 8), random.fold_in(random.key(index), 8))

@@ -140,7 +140,7 @@ def test_every_exact_way_of_the_memory_benchmark_is_the_plain_loops_gradient(
     benchmark: Callable[[str], ModuleType],
 ) -> None:
     memory, loops = benchmark("memory"), benchmark("loops")
-    expected = loops.plain(2)()
+    expected = loops.plain(loops.one_image_task(2))()
     for way in memory.EXACT:
         assert loops.error(memory.gradient_of(way, 2)(), expected) < memory.MOST_ERROR, way
     of_a_rate = memory.gradient_of("ForwardMode, a learned rate alone", 2)()

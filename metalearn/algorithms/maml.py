@@ -104,6 +104,7 @@ class MAML(Algorithm):
             outer_loss=outer_loss,
             num_inner_steps=self.num_inner_steps,
             must_return=norms.must_return(model),
+            holding=lambda buffers: self.problem(model.with_buffers(buffers)),
         )
 
     def adapt(self, model: FunctionalModel, meta: Tensors, buffers: Tensors, support: Batch) -> Adapted:

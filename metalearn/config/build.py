@@ -13,7 +13,15 @@ from torch import nn
 from metalearn import execution, losses, optim
 from metalearn.config import plugins
 from metalearn.config.resolve import full_task, full_test_task, is_mixture, resolved
-from metalearn.config.schema import InnerConfig, MetaConfig, MetaOptimizer, MetaSchedule, TrainConfig
+from metalearn.config.schema import (
+    ExecutionConfig,
+    InnerConfig,
+    MetaConfig,
+    MetaOptimizer,
+    MetaSchedule,
+    Tasks,
+    TrainConfig,
+)
 from metalearn.config.stored import identity
 from metalearn.errors import UsageError, did_you_mean
 from metalearn.training import (
@@ -27,6 +35,7 @@ from metalearn.training import (
     progress_for,
     resolve_device,
 )
+from metalearn.training.experiment import MEASURABLE
 from metalearn.training.laboratory import check_same_form
 from metalearn.types import Hyper
 
@@ -51,6 +60,7 @@ def build_experiment(config: TrainConfig) -> Experiment:
     device = resolve_device(config.device)
     source = build_source(config)
     module = build_module(config, source)
+    algorithm, strategy = build_algorithm(config, source), _build("metagrad", config.metagrad)
     test_source = build_test_source(config)
     if test_source is not None:
         check_same_form(source, test_source)
@@ -58,8 +68,8 @@ def build_experiment(config: TrainConfig) -> Experiment:
         source=source,
         test_source=test_source,
         module=module,
-        algorithm=build_algorithm(config, source),
-        strategy=_build("metagrad", config.metagrad),
+        algorithm=algorithm,
+        strategy=strategy,
         execution=execution.choose(
             config.execution.tasks.value,
             model=module,
@@ -68,6 +78,10 @@ def build_experiment(config: TrainConfig) -> Experiment:
             buffers=config.execution.buffers.value,
             nonfinite=config.execution.nonfinite.value,
             task_clip=config.execution.task_clip,
+            precision=config.execution.precision.value,
+            compile=config.execution.compile,
+            strategy=strategy,
+            num_inner_steps=getattr(algorithm, "num_inner_steps", 1),
         ),
         outer_optimizer=partial(_META_OPTIMIZERS[config.meta.optimizer], lr=config.meta.lr),
         schedule=_schedule(config.meta),
@@ -141,6 +155,9 @@ def build_settings(config: TrainConfig, device: torch.device) -> TrainingSetting
         num_inner_steps_eval=config.inner.num_steps if at_test is None else at_test,
         clip=config.meta.clip,
         baseline=config.eval.baseline,
+        profile=config.execution.profile,
+        switch_at=config.execution.switch_at,
+        measures=_measured_tasks(config.execution),
     )
 
 
@@ -213,9 +230,28 @@ def _cosine(step: int, *, num_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * step / max(num_steps, 1)))
 
 
+def _measured_tasks(config: ExecutionConfig) -> tuple[str, ...]:
+    if not config.measure:
+        return ()
+    # A size of chunks, like a name, is a choice that was made already.
+    tasks = Tasks.vmap if config.tasks is Tasks.auto and config.chunk_size is not None else config.tasks
+    return MEASURABLE if tasks is Tasks.auto else (tasks.value,)
+
+
+def _refuse_two_choices(config: ExecutionConfig) -> None:
+    at = config.switch_at
+    if config.measure and (config.compile is not False or at is not None):
+        given = f"execution.switch_at={at}" if at is not None else f"execution.compile={str(config.compile).lower()}"
+        raise UsageError(f"execution.measure=true finds out itself what to compile: leave {given} out.")
+    if at is not None and config.compile is False:
+        raise UsageError(
+            f"execution.switch_at={at} is the step from which meta-gradients are compiled, but execution.compile is "
+            "false. Set execution.compile=true, or leave switch_at out."
+        )
+
+
 def _refuse_what_makes_no_sense(config: TrainConfig) -> None:
-    if config.execution.compile:
-        raise UsageError("execution.compile=true: compiled execution is not there yet. Leave it at false.")
+    _refuse_two_choices(config.execution)
     wanted, found = config.algorithm.get(_REQUIRES), config.metagrad.get("_target_")
     if wanted is not None and found != wanted:
         raise UsageError(

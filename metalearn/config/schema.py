@@ -4,7 +4,7 @@ Closed nodes are dataclasses, so that `inner.num_steps=three` and `inner.num_ste
 Tasks, models, algorithms and meta-gradients are open: a `_target_` and whatever it takes (`metalearn.config.plugins`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from typing import Any
@@ -68,6 +68,14 @@ class Nonfinite(Enum):
     skip = "skip"
 
 
+class Precision(Enum):
+    """The names of `execution.precision`."""
+
+    float32 = "float32"
+    tf32 = "tf32"
+    bf16 = "bf16"
+
+
 class CheckpointName(Enum):
     """The names of `checkpoint`, when a run is evaluated or used."""
 
@@ -124,7 +132,11 @@ class ExecutionConfig:
     buffers: Buffers = Buffers.mean
     nonfinite: Nonfinite = Nonfinite.stop
     task_clip: float | None = _number(None, 0, above=True)
-    compile: bool = False
+    precision: Precision = Precision.float32
+    profile: bool = False
+    compile: Any = field(default=False, metadata={"one_of": (False, True, "pieces", "whole")})
+    switch_at: int | None = _number(None, 0)
+    measure: bool = False
 
 
 @dataclass
@@ -248,6 +260,8 @@ def check_bounds(node: Any, prefix: str = "") -> None:
         value, name = getattr(node, entry.name), prefix + entry.name
         if is_dataclass(value):
             check_bounds(value, f"{name}.")
+        elif "one_of" in entry.metadata:
+            _check_choice(name, value, entry.metadata["one_of"])
         elif "least" in entry.metadata and value is not None:
             least, above = entry.metadata["least"], entry.metadata["above"]
             # `not >=`, so that nan is refused too.
@@ -257,6 +271,14 @@ def check_bounds(node: Any, prefix: str = "") -> None:
                 )
             if (most := entry.metadata["most"]) is not None and value > most:
                 raise UsageError(f"{name}={value}: expected a number from {least} to {most}.")
+
+
+def _check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
+    # 1 == True, but nobody means that.
+    if any(value == each and type(value) is type(each) for each in choices):
+        return
+    spelt = [str(each).lower() for each in choices]
+    raise UsageError(f"{name}={value}: there is no such choice. {did_you_mean(str(value), spelt)}")
 
 
 def check_keys(found: Mapping[Any, Any], node: Any, prefix: str = "") -> None:

@@ -17,7 +17,10 @@ from metalearn.errors import UsageError
 
 CONFIG = "config.yaml"
 
-_LATER = (("nonfinite", "stop"), ("task_clip", None))
+_LATER = (
+    ("nonfinite", "stop"), ("task_clip", None), ("precision", "float32"), ("profile", False), ("compile", False),
+    ("switch_at", None), ("measure", False),
+)  # fmt: skip
 """Settings that runs from before them go on without: their defaults change nothing."""
 
 
@@ -43,7 +46,6 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     for name in ("num_steps", "log_every", "checkpoint_every"):
         del kept["meta"][name]
     _forget_root(kept["task"])
-    kept["execution"].pop("compile")
     for name, default in _LATER:
         if kept["execution"].get(name) == default:
             del kept["execution"][name]

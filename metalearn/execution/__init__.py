@@ -3,6 +3,7 @@
 from metalearn.execution.base import BatchedMetaGradient, BufferPolicy, Execution
 from metalearn.execution.choice import choose
 from metalearn.execution.loop import Loop
+from metalearn.execution.precision import Precision
 from metalearn.execution.vmap import Vmap
 
-__all__ = ["BatchedMetaGradient", "BufferPolicy", "Execution", "Loop", "Vmap", "choose"]
+__all__ = ["BatchedMetaGradient", "BufferPolicy", "Execution", "Loop", "Precision", "Vmap", "choose"]

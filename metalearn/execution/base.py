@@ -1,9 +1,9 @@
 """How the tasks of a meta-batch are run, separate from what is computed for each."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, ClassVar, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from torch import Tensor
 from metalearn import inner, tree
 from metalearn.captured import refuse_captured
 from metalearn.errors import UsageError, did_you_mean
+from metalearn.execution.compiled import COMPILED_AS, CompiledAs, compiled_parts
+from metalearn.execution.precision import Precision, check_precision, in_precision, products_in
 from metalearn.functional import RNG
 from metalearn.metagrad import Outcome, Strategy
 from metalearn.problem import Episode, Problem
@@ -33,8 +35,11 @@ SKIPPED = "skipped_tasks"
 class BatchedMetaGradient(Protocol):
     """The value and gradient of a problem over a batch of episodes."""
 
-    def __call__(self, meta: Tensors, episodes: Episode, carry: Any = None) -> Outcome:
-        """Value and gradient averaged over tasks; metrics `[task]` each; buffers merged; carry `[task, …]`."""
+    def __call__(self, meta: Tensors, episodes: Episode, carry: Any = None, held: Tensors | None = None) -> Outcome:
+        """Value and gradient averaged over tasks; metrics `[task]` each; buffers merged; carry `[task, …]`.
+
+        `held` are tensors for the problem to hold in place of its own, see `Problem.holding`.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +53,27 @@ class Execution(ABC):
         nonfinite: `"stop"` lets a task that is no number make the mean one of those, which ends training; `"skip"`
             leaves it out of the mean and counts it in the metric `skipped_tasks`.
         task_clip: the largest norm of one task's gradient, scaled down to it where it is larger; None for any.
+        precision: of the meta-gradient's arithmetic, see `metalearn.execution.precision`. `evaluate` is float32 in all.
+        compiled: run meta-gradients by compiled code, made at the first call for each form (structure, shapes) of the
+            arguments. `"whole"` is one graph: of all tasks at once, or of one task where they run in a loop. `"pieces"`
+            compiles an inner step, its pullback, and the last step with the outer gradient, and folds over them: what
+            is compiled does not grow with the steps, and it is for strategies that walk through them and back
+            (`Unrolled`, `FirstOrder`, `Stepwise`). None runs the code as it is. `evaluate` is never compiled.
     """
 
     buffers: BufferPolicy = "mean"
     nonfinite: NonfinitePolicy = "stop"
     task_clip: float | None = None
+    precision: Precision = "float32"
+    compiled: CompiledAs | None = None
+
+    at_once: ClassVar[bool]
+    """Whether a piece has a task axis, or is one task alone."""
 
     def __post_init__(self) -> None:
+        if self.compiled is not None and self.compiled not in COMPILED_AS:
+            raise UsageError(f"compiled={self.compiled!r}. {did_you_mean(str(self.compiled), COMPILED_AS)}")
+        check_precision(self.precision)
         if self.buffers not in POLICIES:
             raise UsageError(f"buffers={self.buffers!r} is not a policy. {did_you_mean(str(self.buffers), POLICIES)}")
         if self.nonfinite not in NONFINITE:
@@ -76,37 +95,70 @@ class Execution(ABC):
             )
 
     @abstractmethod
+    def parts(self, episodes: Any) -> Iterator[Any]:
+        """The tasks in pieces that are run at once, in task order."""
+
+    @abstractmethod
+    def over_tasks(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """From a function of one task to that of such a piece: nests of tensors with a leading task axis."""
+
     def run(self, function: Callable[[Any], Any], episodes: Any) -> Iterator[Any]:
-        """`function` of every task, in task order, in pieces: each a nest of tensors with a leading task axis."""
+        """`function` of every task, in task order, piece by piece."""
+        return map(self.over_tasks(function), self.parts(episodes))
 
     def value_and_grad(self, strategy: Strategy, problem: Problem) -> BatchedMetaGradient:
-        """The function `(meta, episodes, carry=None) -> Outcome`, averaged over the tasks in task order."""
+        """The function `(meta, episodes, carry=None, held=None) -> Outcome`, averaged over the tasks in task order.
+
+        Raises:
+            UsageError: see `check`; compiled pieces of a strategy that is no walk through the steps.
+        """
         self.check(problem)
-        one_task = strategy.value_and_grad(problem)
+        in_parts = self._in_parts(strategy, problem)
 
-        def run(meta: Tensors, episodes: Episode, carry: Any = None) -> Outcome:
-            def function(task: tuple[Episode, Any]) -> Outcome:
-                return one_task(meta, task[0], task[1])
-
-            num_tasks: Tensor | int = count_tasks(episodes)
-            value: Tensor | None = None
-            grads: Tensors = {}
-            rest: list[tuple[Aux, Any, Tensor | None]] = []
-            for part in self.run(function, (episodes, carry)):
-                part, kept = self._mended(part)
-                part_value, part_grads = tree.map_tensors(lambda leaf: leaf.sum(0), (part.value, part.grads))
-                value = part_value if value is None else value + part_value
-                grads = {name: grads[name] + grad for name, grad in part_grads.items()} if grads else part_grads
-                rest.append((part.aux, part.carry, kept))
-            assert value is not None
-            refuse_captured(value)
-            aux, carry, kept = concatenate(rest)
-            if kept is not None:
-                aux, num_tasks = without_skipped(aux, kept), kept.sum()
-            merged = Aux(merge_buffers(aux.buffers, self.buffers), aux.metrics)
-            return Outcome(value / num_tasks, {k: v / num_tasks for k, v in grads.items()}, merged, carry)
+        def run(meta: Tensors, episodes: Episode, carry: Any = None, held: Tensors | None = None) -> Outcome:
+            num_tasks = count_tasks(episodes)
+            if held is not None and problem.holding is None:
+                raise UsageError("held: this problem (Problem.holding) is not made to hold other tensors.")
+            with products_in(self.precision, device_of(meta)):
+                return in_parts(held, meta, list(self.parts((episodes, carry))), num_tasks)
 
         return run
+
+    def _in_parts(
+        self, strategy: Strategy, problem: Problem
+    ) -> Callable[[Tensors | None, Tensors, list[Any], int], Outcome]:
+        def problem_of(held: Tensors | None) -> Problem:
+            now = problem if held is None or problem.holding is None else problem.holding(held)
+            return in_precision(now, self.precision)
+
+        def one_part(held: Tensors | None, meta: Tensors, part: Any) -> Outcome:
+            one_task = strategy.value_and_grad(problem_of(held))
+            found: Outcome = self.over_tasks(lambda task: one_task(meta, *task))(part)
+            return found
+
+        if self.compiled is not None:
+            return compiled_parts(self.compiled, strategy, problem_of, one_part, self.reduced, tasks=self.at_once)
+        return lambda held, meta, parts, count: self.reduced((one_part(held, meta, part) for part in parts), count)
+
+    def reduced(self, parts: Iterable[Outcome], num_tasks: int) -> Outcome:
+        """The mean over tasks, of outcomes with a leading task axis; metrics `[task]`, buffers merged, carry kept."""
+        count: Tensor | int = num_tasks
+        value: Tensor | None = None
+        grads: Tensors = {}
+        rest: list[tuple[Aux, Any, Tensor | None]] = []
+        for part in parts:
+            part, kept = self._mended(part)
+            part_value, part_grads = tree.map_tensors(lambda leaf: leaf.sum(0), (part.value, part.grads))
+            value = part_value if value is None else value + part_value
+            grads = {name: grads[name] + grad for name, grad in part_grads.items()} if grads else part_grads
+            rest.append((part.aux, part.carry, kept))
+        assert value is not None
+        refuse_captured(value)
+        aux, carry, kept = concatenate(rest)
+        if kept is not None:
+            aux, count = without_skipped(aux, kept), kept.sum()
+        merged = Aux(merge_buffers(aux.buffers, self.buffers), aux.metrics)
+        return Outcome(value / count, {k: v / count for k, v in grads.items()}, merged, carry)
 
     def _mended(self, part: Outcome) -> tuple[Outcome, Tensor | None]:
         """Some tasks with their gradients clipped and zeros for those to skip; and which are kept, `[task]`."""
@@ -114,7 +166,7 @@ class Execution(ABC):
             part = part._replace(grads=clipped_by_task(part.grads, self.task_clip))
         if self.nonfinite != "skip":
             return part, None
-        finite = [leaf.isfinite().flatten(1).all(1) for leaf in part.grads.values()]
+        finite = [leaf.isfinite().reshape(len(leaf), -1).all(1) for leaf in part.grads.values()]
         kept = torch.stack([part.value.isfinite(), *finite]).all(0)
         value, grads = tree.map_tensors(lambda leaf: torch.where(along(kept, leaf), leaf, 0), (part.value, part.grads))
         return part._replace(value=value, grads=grads), kept
@@ -124,8 +176,15 @@ class Execution(ABC):
         longer = replace(problem, num_inner_steps=num_inner_steps, outer_weights=None)
         meta = tree.detach(meta)
         count_tasks(episodes)
-        table: Tensors = concatenate(list(self.run(lambda episode: inner.evaluate(longer, meta, episode), episodes)))
+        with products_in("float32", device_of(meta)):
+            parts = list(self.run(lambda episode: inner.evaluate(longer, meta, episode), episodes))
+        table: Tensors = concatenate(parts)
         return table
+
+
+def device_of(meta: Tensors) -> torch.device:
+    """Where a computation with `meta` happens; the CPU where it is empty, which the strategies refuse."""
+    return next((value.device for value in meta.values()), torch.device("cpu"))
 
 
 def count_tasks(episodes: Any) -> int:
@@ -151,9 +210,9 @@ def concatenate(parts: Sequence[Any]) -> Any:
 
 def clipped_by_task(grads: Tensors, norm: float) -> Tensors:
     """Gradients `[task, …]`, each task's scaled down to a norm if it has a larger one; what is no number stays so."""
-    largest = torch.stack([leaf.abs().flatten(1).amax(1) for leaf in grads.values()]).amax(0)
+    largest = torch.stack([leaf.abs().reshape(len(leaf), -1).amax(1) for leaf in grads.values()]).amax(0)
     unit = torch.where(largest > 0, largest, 1)  # squares of large entries would overflow
-    squares = [(leaf / along(unit, leaf)).square().flatten(1).sum(1) for leaf in grads.values()]
+    squares = [(leaf / along(unit, leaf)).square().reshape(len(leaf), -1).sum(1) for leaf in grads.values()]
     found = torch.stack(squares).sum(0).sqrt() * unit
     scale = torch.where(found > norm, norm / unit / (found / unit), 1)
     return {
@@ -167,7 +226,7 @@ def without_skipped(aux: Aux, kept: Tensor) -> Aux:
     def filled(leaf: Tensor) -> Tensor:
         mask = along(kept, leaf)
         if not leaf.is_floating_point():
-            return torch.where(mask, leaf, leaf[kept.to(torch.uint8).argmax()])
+            return torch.where(mask, leaf, leaf.index_select(0, kept.to(torch.uint8).argmax()[None])[0])
         mean = torch.where(mask, leaf, 0).sum(0) / kept.sum()
         return torch.where(mask, leaf, mean)
 

@@ -1,14 +1,23 @@
-"""The fixed rule that names a way of running tasks when the user does not."""
+"""The fixed rules that name a way of running tasks, and of compiling it, when the user does not."""
+
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
 from metalearn.errors import UsageError, did_you_mean
 from metalearn.execution.base import BufferPolicy, Execution, NonfinitePolicy
+from metalearn.execution.compiled import COMPILED_AS, CompiledAs
 from metalearn.execution.loop import Loop
+from metalearn.execution.precision import Precision, check_precision
 from metalearn.execution.vmap import Vmap
+from metalearn.metagrad import Auto, Strategy
+from metalearn.problem import Problem
 
 TASKS = ("auto", "loop", "vmap")
+
+Compile: TypeAlias = bool | str
+"""False, True (the rule's choice), "pieces" or "whole"."""
 
 
 def choose(
@@ -20,24 +29,99 @@ def choose(
     buffers: BufferPolicy = "mean",
     nonfinite: NonfinitePolicy = "stop",
     task_clip: float | None = None,
+    precision: Precision = "float32",
+    compile: Compile = False,
+    strategy: Any = None,
+    num_inner_steps: int = 1,
 ) -> Execution:
-    """The way of running tasks called `tasks`.
+    """The way of running tasks called `tasks`, compiled as `compile` says.
 
     `"auto"` follows a fixed rule, so that a run repeats: a loop for a model with convolutions on a CPU, where vmap
     turns them into slower grouped ones; `vmap` otherwise.
 
+    Args:
+        tasks: `"auto"`, `"loop"` or `"vmap"`.
+        model: of which the rule wants to know whether it has convolutions.
+        device: where it runs.
+        chunk_size: see `Vmap`.
+        buffers: see `Execution`, as the four below.
+        nonfinite: what becomes of a task whose gradient is no number.
+        task_clip: the largest norm of one task's gradient.
+        precision: of the arithmetic.
+        compile: see `compiled_as`.
+        strategy: how the meta-gradient flows; asked for where something is to be compiled.
+        num_inner_steps: of an episode; likewise.
+
     Raises:
-        UsageError: an unknown name, or a chunk size for a loop.
+        UsageError: an unknown name, a chunk size for a loop, a precision that the device does not have, or compiled
+            pieces of a strategy that has none.
     """
+    check_precision(precision, torch.device(device))
     if tasks not in TASKS:
         raise UsageError(f"execution.tasks={tasks!r} is not a way of running tasks. {did_you_mean(tasks, TASKS)}")
     if tasks == "auto":
-        has_convolution = any(isinstance(part, nn.modules.conv._ConvNd) for part in model.modules())
-        tasks = "loop" if has_convolution and torch.device(device).type == "cpu" else "vmap"
+        tasks = tasks_by_rule(model, device)
+    compiled = compiled_as(compile, strategy=strategy, num_inner_steps=num_inner_steps)
     if tasks == "vmap":
-        return Vmap(chunk_size=chunk_size, buffers=buffers, nonfinite=nonfinite, task_clip=task_clip)
+        return Vmap(
+            chunk_size=chunk_size, buffers=buffers, nonfinite=nonfinite, task_clip=task_clip, precision=precision,
+            compiled=compiled,
+        )  # fmt: skip
     if chunk_size is not None:
         raise UsageError(
             "execution.chunk_size is for vmap, but tasks run in a loop: set execution.tasks=vmap, or no size."
         )
-    return Loop(buffers=buffers, nonfinite=nonfinite, task_clip=task_clip)
+    return Loop(buffers=buffers, nonfinite=nonfinite, task_clip=task_clip, precision=precision, compiled=compiled)
+
+
+def tasks_by_rule(model: nn.Module, device: torch.device | str) -> str:
+    """`"loop"` for a model with convolutions on a CPU, else `"vmap"`; compiled or not."""
+    has_convolution = any(isinstance(part, nn.modules.conv._ConvNd) for part in model.modules())
+    return "loop" if has_convolution and torch.device(device).type == "cpu" else "vmap"
+
+
+def compiled_as(compile: Compile, *, strategy: Any, num_inner_steps: int) -> CompiledAs | None:
+    """What `execution.compile` stands for.
+
+    The rule for `True`: one graph, `"whole"`, for at most one inner step and for a strategy that is no walk through the
+    steps and back (`Strategy.unrolling`), which has no pieces; else `"pieces"`, whose compile time does not grow with
+    the steps. It looks at no clock, so that a run repeats.
+
+    Raises:
+        UsageError: an unknown name; pieces of a strategy that has none.
+
+    Example:
+        >>> from metalearn.metagrad import ForwardMode, Unrolled
+        >>> [compiled_as(True, strategy=Unrolled(), num_inner_steps=count) for count in (1, 5)]
+        ['whole', 'pieces']
+        >>> compiled_as(True, strategy=ForwardMode(), num_inner_steps=5)
+        'whole'
+    """
+    if compile is False:
+        return None
+    if compile is True:
+        return "pieces" if num_inner_steps > 1 and is_walk(strategy) else "whole"
+    for name in COMPILED_AS:
+        if compile == name:
+            if name == "pieces" and strategy is not None and not is_walk(strategy):
+                raise UsageError(
+                    f"execution.compile=pieces is for strategies that walk through the inner steps and back, and "
+                    f"{type(strategy).__name__} does not: take execution.compile=whole, or metagrad=unrolled."
+                )
+            return name
+    hint = did_you_mean(str(compile), ["false", "true", *COMPILED_AS])
+    raise UsageError(f"execution.compile={compile!r} is not a way of compiling. {hint}")
+
+
+def is_walk(strategy: Any) -> bool:
+    """Whether a strategy's gradient is a walk through the inner steps and back, which can be compiled in pieces."""
+    if isinstance(strategy, Auto):
+        return True  # each of those that it chooses from is one
+    return isinstance(strategy, Strategy) and strategy.unrolling(_NEVER_RUN) is not None
+
+
+def _never(*args: Any) -> Any:
+    raise AssertionError("this problem is only asked about")
+
+
+_NEVER_RUN = Problem(init=_never, inner_loss=_never, optimizer=_never, outer_loss=_never, num_inner_steps=2)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch.utils import _pytree as pytree
 
@@ -15,12 +15,16 @@ from metalearn.types import Examples, Present
 class Loop(Execution):
     """One task after another: the least memory, and the fastest for convolutions on a CPU."""
 
-    def run(self, function: Callable[[Any], Any], episodes: Any) -> Iterator[Any]:
-        """See `Execution.run`; pieces of one task."""
+    at_once: ClassVar[bool] = False
+
+    def parts(self, episodes: Any) -> Iterator[Any]:
+        """See `Execution.parts`; one task each, without its padding."""
         for index in range(count_tasks(episodes)):
-            task = tree.entry(episodes, index)
-            result = function(pytree.tree_map_only(tuple, _trimmed, task, is_leaf=_is_padded))
-            yield tree.map_tensors(lambda leaf: leaf.unsqueeze(0), result)
+            yield pytree.tree_map_only(tuple, _trimmed, tree.entry(episodes, index), is_leaf=_is_padded)
+
+    def over_tasks(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """See `Execution.over_tasks`."""
+        return lambda task: tree.map_tensors(lambda leaf: leaf.unsqueeze(0), function(task))
 
 
 def _is_padded(nest: Any) -> bool:

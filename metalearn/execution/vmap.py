@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from metalearn import tree
 from metalearn.errors import UsageError
-from metalearn.execution.base import Execution, count_tasks
+from metalearn.execution.base import Execution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +24,14 @@ class Vmap(Execution):
         if self.chunk_size is not None and self.chunk_size < 1:
             raise UsageError(f"chunk_size is {self.chunk_size}, but must be at least 1, or None for all tasks at once.")
 
-    def run(self, function: Callable[[Any], Any], episodes: Any) -> Iterator[Any]:
-        """See `Execution.run`; pieces of `chunk_size` tasks."""
-        size = self.chunk_size or count_tasks(episodes)
-        for chunk in tree.chunks(episodes, size):
-            yield tree.vmapped(function, chunk)
+    at_once: ClassVar[bool] = True
+
+    def parts(self, episodes: Any) -> Iterator[Any]:
+        """See `Execution.parts`; `chunk_size` tasks each."""
+        if self.chunk_size is None:
+            return iter([episodes])
+        return tree.chunks(episodes, self.chunk_size)
+
+    def over_tasks(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """See `Execution.over_tasks`."""
+        return lambda chunk: tree.vmapped(function, chunk)

@@ -1,7 +1,7 @@
 """How the outer gradient flows: strategies that are passed in and exchanged."""
 
 from metalearn.metagrad.auto import Auto
-from metalearn.metagrad.base import MetaGradient, Outcome, Strategy, StrategyWarning
+from metalearn.metagrad.base import MetaGradient, Outcome, Strategy, StrategyWarning, Unrolling
 from metalearn.metagrad.evolution import EvolutionStrategies, PersistentEvolutionStrategies
 from metalearn.metagrad.first_order import FirstOrder
 from metalearn.metagrad.forward_mode import ForwardMode
@@ -30,6 +30,7 @@ __all__ = [
     "StrategyWarning",
     "Truncated",
     "Unrolled",
+    "Unrolling",
     "plan",
     "trace",
 ]

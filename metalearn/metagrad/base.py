@@ -36,6 +36,19 @@ class MetaGradient(Protocol):
         """The outcome of one episode."""
 
 
+class Unrolling(NamedTuple):
+    """A strategy as a way to go through an inner loop and back, step by step.
+
+    Attributes:
+        problem: what is unrolled.
+        every: each so many states are kept on the way there, and steps are computed again on the way back; None keeps
+            what the way back needs of each step.
+    """
+
+    problem: Problem
+    every: int | None
+
+
 class StrategyWarning(UserWarning):
     """A gradient is not what it should be, by its own measure."""
 
@@ -58,6 +71,10 @@ class Strategy(ABC):
         Its results carry no history: the gradient is in `grads`. It may run inside `vmap` and is not to be
         differentiated itself.
         """
+
+    def unrolling(self, problem: Problem) -> Unrolling | None:
+        """The same gradient as a walk through the steps and back, whose pieces can be compiled; None if it is none."""
+        return None
 
     def at(self, meta_step: int) -> "Strategy":
         """The strategy of one meta step, counted from 0, for those that change during training; by default itself."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from metalearn.errors import UsageError
-from metalearn.metagrad.base import MetaGradient, Strategy
+from metalearn.metagrad.base import MetaGradient, Strategy, Unrolling
 from metalearn.metagrad.unrolled import Unrolled
 from metalearn.optim import GradientTransformation, chain, stop_gradient
 from metalearn.problem import Problem
@@ -39,8 +39,15 @@ class FirstOrder(Strategy):
 
     def value_and_grad(self, problem: Problem) -> MetaGradient:
         """See `Strategy.value_and_grad`; not exact, and without a carry."""
+        return Unrolled().value_and_grad(_cut(problem))
 
-        def optimizer(meta: Tensors) -> GradientTransformation:
-            return chain(stop_gradient(), problem.optimizer(meta))
+    def unrolling(self, problem: Problem) -> Unrolling:
+        """See `Strategy.unrolling`."""
+        return Unrolled().unrolling(_cut(problem))
 
-        return Unrolled().value_and_grad(replace(problem, optimizer=optimizer))
+
+def _cut(problem: Problem) -> Problem:
+    def optimizer(meta: Tensors) -> GradientTransformation:
+        return chain(stop_gradient(), problem.optimizer(meta))
+
+    return replace(problem, optimizer=optimizer)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from metalearn.errors import UsageError, did_you_mean
-from metalearn.metagrad.base import MetaGradient, Outcome, Strategy, constants, refuse_carry
+from metalearn.metagrad.base import MetaGradient, Outcome, Strategy, Unrolling, constants, refuse_carry
 from metalearn.metagrad.keeping import Rows
 from metalearn.metagrad.pieces import Mode, Pieces, Point, added
 from metalearn.problem import Episode, Problem
@@ -42,8 +42,7 @@ class Stepwise(Strategy):
 
     def value_and_grad(self, problem: Problem) -> MetaGradient:
         """See `Strategy.value_and_grad`; exact, and without a carry."""
-        num_steps = problem.num_inner_steps
-        every = max(1, math.isqrt(num_steps)) if self.every == "sqrt" else int(self.every)
+        num_steps, every = problem.num_inner_steps, self._stretch(problem)
 
         def run(meta: Tensors, episode: Episode, carry: Any = None) -> Outcome:
             refuse_carry(self, carry)
@@ -68,6 +67,13 @@ class Stepwise(Strategy):
             return Outcome(back.value, grads, aux, None)
 
         return run
+
+    def unrolling(self, problem: Problem) -> Unrolling | None:
+        """See `Strategy.unrolling`; of reverse mode alone."""
+        return Unrolling(problem, self._stretch(problem)) if self.mode == "reverse" else None
+
+    def _stretch(self, problem: Problem) -> int:
+        return max(1, math.isqrt(problem.num_inner_steps)) if self.every == "sqrt" else int(self.every)
 
 
 class Backward:

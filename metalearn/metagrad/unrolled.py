@@ -10,7 +10,7 @@ from metalearn import tree
 from metalearn.captured import refuse_captured
 from metalearn.diagnosis import explained
 from metalearn.inner import InnerState, objective_of, unroll
-from metalearn.metagrad.base import MetaGradient, Outcome, Strategy, constants, refuse_carry
+from metalearn.metagrad.base import MetaGradient, Outcome, Strategy, Unrolling, constants, refuse_carry
 from metalearn.metagrad.reverse import gradients
 from metalearn.problem import Episode, Problem
 from metalearn.types import Aux, Tensors
@@ -32,6 +32,10 @@ class Unrolled(Strategy):
             return through_graph(problem, meta, episode, lambda meta: enumerate(unroll(problem, meta, episode)))[0]
 
         return run
+
+    def unrolling(self, problem: Problem) -> Unrolling:
+        """See `Strategy.unrolling`."""
+        return Unrolling(problem, None)
 
 
 def through_graph(

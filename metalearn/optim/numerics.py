@@ -114,7 +114,7 @@ def is_readable(value: Tensor) -> bool:
     """Whether a number can be taken out of a tensor without waiting for a device or breaking a transform."""
     if torch.compiler.is_compiling() or value.device.type != "cpu" or torch._is_functional_tensor(value):
         return False
-    return not torch._C._functorch.is_functorch_wrapped_tensor(value)
+    return type(value) in (Tensor, torch.nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(value)
 
 
 def known_values(value: Tensor) -> Tensor | None:

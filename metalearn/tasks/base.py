@@ -27,11 +27,13 @@ class TaskSource(ABC):
         num_outputs: the ways of a classification, or the width of a regression's target.
         splits: the names that `episodes` knows, `("train", "val", "test")`.
 
-    Optional attributes, which `metalearn.load` needs to take a person's own examples as they are:
+    Optional attributes; all but `ahead` are what `metalearn.load` needs to take a person's own examples as they are:
 
     - `image_format`: the `metalearn.tasks.images.format.ImageFormat` by which files became inputs.
     - `standardisation`: `{"inputs": {"mean": [...], "std": [...]}, "targets": the same or None}`, one number a feature.
     - `label_names`: what each output stands for, where that is the same in all tasks.
+    - `ahead`: how many meta-batches a run may draw at once, 1 where there is none. For a source that draws many
+      episodes in the time of few, and whose episodes are the same to the last bit whichever others are drawn with them.
     - `scaled_uint8`: whether uint8 values were multiplied by 1/255 (True) or taken as they are (False).
     """
 
@@ -87,7 +89,10 @@ def episode_keys(
     """
     if split not in splits:
         raise UsageError(f"Unknown split {split!r} of episodes. {did_you_mean(str(split), splits)}")
-    index = torch.as_tensor(indices, device=device)
+    if isinstance(indices, range):  # counted on the device: numbers that are sent there make the host wait
+        index = torch.arange(indices.start, indices.stop, indices.step, device=device)
+    else:
+        index = torch.as_tensor(indices, device=device)
     if index.numel() == 0:
         index = index.to(torch.int64)
     if index.dim() != 1 or index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
@@ -96,8 +101,7 @@ def episode_keys(
             f" {tuple(index.shape)}. One episode is `indices=[i]`."
         )
     # The name's checksum and not its position, so that a source with one split more draws the same episodes.
-    root = random.fold_in(random.key(seed, device=device), zlib.crc32(split.encode()))
-    return random.fold_in(root, index.to(torch.int64))
+    return random.key(seed, zlib.crc32(split.encode()), index.to(torch.int64), device=device)
 
 
 def check_flag(name: str, value: object) -> bool:

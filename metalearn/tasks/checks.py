@@ -72,7 +72,8 @@ def batch_findings(
         episodes: what its method `episodes` returned.
         num_tasks: how many it was asked for.
         dtype: of the inputs, that of the model.
-        values: whether to look at all values too; shapes, dtypes and labels cost next to nothing.
+        values: whether to look at all values too; shapes, dtypes and labels cost next to nothing. On another
+            device than the CPU labels and masks are values too: to look at one makes the host wait for it.
     """
     if not isinstance(episodes, Episodes):
         text = f"it returned {_kind_of(episodes)}, expected metalearn.Episodes."
@@ -147,9 +148,9 @@ def _set_findings(
             return
     yield from _shape_findings(source, name, examples[0], num_tasks)
     if len(examples) == 3:
-        yield from _present_findings(source, name, examples[1], examples[2])
+        yield from _present_findings(source, name, examples[1], examples[2], values=values)
     yield from _dtype_findings(name, examples[0], dtype)
-    yield from _target_findings(source, name, examples)
+    yield from _target_findings(source, name, examples, values=values or examples[1].device.type == "cpu")
     if any(part.requires_grad for part in examples[:2]):
         text = f"the {name} set requires grad: it carries the graph of what made it into every meta step."
         yield Finding("gradient", text, "Detach it: return x.detach(), or draw it under torch.no_grad().")
@@ -192,7 +193,7 @@ def _dtype_findings(name: str, inputs: Tensor, dtype: torch.dtype) -> Iterator[F
         yield Finding("dtype", f"the {name} inputs are {inputs.dtype}, expected {dtype}.", f"Return inputs{scaled}.")
 
 
-def _target_findings(source: Any, name: str, examples: Sequence[Any]) -> Iterator[Finding]:
+def _target_findings(source: Any, name: str, examples: Sequence[Any], *, values: bool) -> Iterator[Finding]:
     inputs, targets = examples[:2]
     rows, shape = list(inputs.shape[:2]), list(targets.shape)
     if source.kind == "regression":
@@ -206,7 +207,7 @@ def _target_findings(source: Any, name: str, examples: Sequence[Any]) -> Iterato
         more = "" if targets.dtype in _INTEGERS else '; for real-valued targets set kind = "regression"'
         text = f"the {name} labels are {targets.dtype}, expected torch.int64."
         yield Finding("targets", text, f"Return labels.long(){more}.")
-    else:
+    elif values:
         yield from _label_findings(source, name, targets[real_rows(examples)])
 
 
@@ -235,7 +236,7 @@ def _label_findings(source: Any, name: str, labels: Tensor) -> Iterator[Finding]
         yield Finding("labels", text, "Number the classes of every episode anew from 0, or change num_outputs.")
 
 
-def _present_findings(source: Any, name: str, targets: Tensor, present: Any) -> Iterator[Finding]:
+def _present_findings(source: Any, name: str, targets: Tensor, present: Any, *, values: bool) -> Iterator[Finding]:
     wanted = {"examples": list(targets.shape[:2]), "outputs": [len(targets), source.num_outputs]}
     for part, shape in wanted.items():
         mask = getattr(present, part, None) if isinstance(present, Present) else None
@@ -244,6 +245,8 @@ def _present_findings(source: Any, name: str, targets: Tensor, present: Any) -> 
             text = f"the third entry of the {name} set has {got} as `{part}`, expected torch.bool {shape}."
             yield Finding("present", text, "Pad with metalearn.tasks.padding.pad_examples.")
             return
+    if not values and targets.device.type != "cpu":
+        return
     real = present.examples
     if bool((real[:, 1:] & ~real[:, :-1]).any()) or not bool(real[:, :1].all()):
         text = f"`Present.examples` of the {name} set has padding before a real row."

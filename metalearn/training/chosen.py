@@ -1,15 +1,13 @@
 """The strategy that `metagrad=auto` stands for in a run: chosen once, kept in the run directory."""
 
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from metalearn import metagrad, tree
-from metalearn.errors import UsageError
-from metalearn.files import write_atomically
 from metalearn.training.experiment import Experiment
 from metalearn.training.guard import blamed
+from metalearn.training.kept import read_kept, write_kept
 from metalearn.training.laboratory import Laboratory
 from metalearn.training.progress import Progress
 from metalearn.training.state import TrainState
@@ -56,15 +54,13 @@ def _choose(laboratory: Laboratory, folder: Path, state: TrainState, progress: P
     for line in str(planned).splitlines():
         progress.message(f"metagrad=auto: {line}")
     record = {"strategy": type(strategy).__name__, "arguments": asdict(strategy), "plan": str(planned).splitlines()}
-    write_atomically(folder / CHOSEN, json.dumps(record, indent=1).encode())
+    write_kept(folder / CHOSEN, record)
 
 
 def _read(path: Path) -> Any:
-    try:
-        record = json.loads(path.read_text())
-        return _KINDS[record["strategy"]](**record["arguments"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"{path} can not be read ({error}): it holds the strategy that metagrad=auto chose for this run. Start "
-            "a new run, with metagrad=unrolled or metagrad=stepwise."
-        ) from None
+    return read_kept(
+        path,
+        lambda record: _KINDS[record["strategy"]](**record["arguments"]),
+        holds="the strategy that metagrad=auto chose for this run",
+        fix="Start a new run, with metagrad=unrolled or metagrad=stepwise.",
+    )

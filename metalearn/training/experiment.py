@@ -28,6 +28,8 @@ class Source(Protocol):
         """What the protocol card says of the data."""
 
 
+MEASURABLE = ("loop", "vmap")
+
 LARGEST_SEED = 2**63 - 1  # the keys of random numbers are int64
 
 
@@ -49,6 +51,11 @@ class TrainingSettings:
         num_inner_steps_eval: inner steps in validation and test.
         clip: the largest norm of the meta-gradient; `None` for no clipping.
         baseline: whether to test the same adaptation from the untrained initialisation too.
+        profile: whether to measure where the time of a meta-step goes, and write it into the run directory.
+        switch_at: the meta step (0, 1, …) from which a compiled execution is compiled, waited for where needed; None
+            runs meta-gradients as they are until the compiled ones are ready.
+        measures: which of "loop" and "vmap" are tried, compiled and not, to choose the execution by measurement; none
+            for the execution as it is.
     """
 
     num_steps: int
@@ -64,6 +71,9 @@ class TrainingSettings:
     num_inner_steps_eval: int = 10
     clip: float | None = None
     baseline: bool = True
+    profile: bool = False
+    switch_at: int | None = None
+    measures: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuses numbers that make no run."""
@@ -73,6 +83,12 @@ class TrainingSettings:
                 raise UsageError(f"{spelt} is {value!r}; it has to be a whole number of at least {least}.")
         if self.seed > LARGEST_SEED:
             raise UsageError(f"seed is {self.seed}; it has to be at most {LARGEST_SEED}.")
+        at = self.switch_at
+        if at is not None and (isinstance(at, bool) or not isinstance(at, int) or at < 0):
+            raise UsageError(f"execution.switch_at is {at!r}; it has to be a meta step of at least 0, or null.")
+        for name in self.measures:
+            if name not in MEASURABLE:
+                raise UsageError(f"measures has {name!r}, which can not be measured. {did_you_mean(name, MEASURABLE)}")
         if self.clip is not None and not self.clip > 0:
             raise UsageError(f"meta.clip is {self.clip!r}; it has to be above 0, or null for no clipping.")
 

@@ -1,7 +1,7 @@
 """The protocol card: what somebody else needs to know before they compare a number with ours."""
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from metalearn.normalisation import Normalisation
 from metalearn.state import describe, partition
 from metalearn.training.experiment import Experiment, Source
 from metalearn.training.norm_card import policy_card
+from metalearn.training.precision_check import precision_card
 from metalearn.types import Tensors
 
 
@@ -27,6 +28,7 @@ def protocol_card(
     checkpoint: str,
     meta_steps_done: int,
     wall_time: float,
+    records: Iterable[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """The card of one measurement as plain data.
 
@@ -40,6 +42,7 @@ def protocol_card(
         checkpoint: which one was measured, in words.
         meta_steps_done: those of the checkpoint.
         wall_time: in seconds, over all the parts of a resumed run.
+        records: of the run, where it found how far its meta-gradients are from those in float32.
     """
     settings, algorithm = experiment.settings, experiment.algorithm
     inner_lr = _plain(getattr(algorithm, "inner_lr", None))
@@ -49,6 +52,7 @@ def protocol_card(
         "metagrad": repr(experiment.strategy),
         **_chosen(experiment.config.get("metagrad", {})),
         "execution": repr(experiment.execution),
+        **precision_card(experiment.execution, records),
         "inner_steps_train": getattr(algorithm, "num_inner_steps", None),
         "inner_steps_test": num_inner_steps,
         "inner_optimizer": _name(getattr(algorithm, "inner_optimizer", None)),

@@ -1,18 +1,20 @@
 """What a run ends with, and what an evaluation is: measurements, results.json, pictures."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from metalearn.training.checkpoint import Checkpoint, check_fits, find_checkpoint, load_checkpoint
 from metalearn.training.chosen import as_chosen
 from metalearn.training.evaluation import Measurement, check_split, measure
+from metalearn.training.execution_record import execution_card
 from metalearn.training.experiment import Experiment
 from metalearn.training.fit import draw_fit
 from metalearn.training.guard import GuardedSource
 from metalearn.training.interrupts import StopFlag
 from metalearn.training.laboratory import Laboratory, prepare_laboratory, repeatable
+from metalearn.training.measuring import as_measured
 from metalearn.training.plots import draw_curves
 from metalearn.training.preflight import check_padded
 from metalearn.training.progress import Progress, SilentProgress
@@ -62,7 +64,7 @@ def report(
     results = _results(
         laboratory, checkpoint, path, split="test", num_episodes=settings.test_episodes,
         num_inner_steps=settings.num_inner_steps_eval, baseline=settings.baseline, progress=progress, stop=stop,
-        wall_time=wall_time,
+        wall_time=wall_time, records=read_records(folder / METRICS),
     )  # fmt: skip
     means = {name: summary["mean"] for name, summary in results.data["test"].items() if summary["mean"] is not None}
     log(settings.num_steps, means, split="test")
@@ -98,7 +100,8 @@ def evaluate(
         UsageError: no such split, device or checkpoint, or one of another model.
         KeyboardInterrupt: a signal came.
     """
-    laboratory = prepare_laboratory(as_chosen(experiment, find_checkpoint(checkpoint)))
+    found = find_checkpoint(checkpoint)
+    laboratory = prepare_laboratory(as_measured(as_chosen(experiment, found), found))
     check_split(laboratory.test_source, split, wanted_for="the evaluation")
     check_padded(laboratory, laboratory.test_source, split)
     settings = experiment.settings
@@ -130,6 +133,7 @@ def _results(
     progress: Progress,
     stop: StopFlag,
     wall_time: Callable[[], float] | None,
+    records: Sequence[Mapping[str, Any]] = (),
 ) -> Results:
     meta, loop = checkpoint.meta, checkpoint.loop
     how: dict[str, Any] = {
@@ -156,7 +160,8 @@ def _results(
         checkpoint="best on validation" if path.name == "best" else path.name,
         meta_steps_done=checkpoint.step,
         wall_time=float(loop["wall_time"]) if wall_time is None else wall_time(),
-    )
+        records=records,
+    ) | execution_card(path)
     return Results(data=data, split=split)
 
 

@@ -27,7 +27,7 @@ class Taken(UsageError):  # noqa: N818 - says what happened
     """The folder is, or was, another run's."""
 
 
-_FREE_TO_CHANGE = ("logger", "run", "resume", "hydra", "meta.num_steps")
+_FREE_TO_CHANGE = ("logger", "run", "resume", "hydra", "meta.num_steps", "execution.profile")
 """Parts of a configuration that a resumed run may have others of: they change no number, or let it go on for longer."""
 
 

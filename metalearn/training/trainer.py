@@ -9,22 +9,29 @@ in the same order, and ends with the same bits.
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import torch
 
 from metalearn.errors import PluginError
 from metalearn.training.chaos import Watch, where_it_explodes
 from metalearn.training.checkpoint import load_checkpoint, save_checkpoint
 from metalearn.training.chosen import with_chosen_strategy
+from metalearn.training.compiling import Switching, switching_of
 from metalearn.training.data_identity import check_data, write_data
-from metalearn.training.experiment import Experiment
+from metalearn.training.experiment import Experiment, TrainingSettings
 from metalearn.training.interrupts import Interrupted, StopFlag, StopRequested, stop_flag
 from metalearn.training.laboratory import Laboratory, prepare_laboratory, repeatable
 from metalearn.training.loggers import Logger, Several
+from metalearn.training.measuring import with_measured_execution
 from metalearn.training.meta_step import Diverged, MetaStep, make_optimizer
+from metalearn.training.precision_check import PrecisionCheck, precision_of
 from metalearn.training.preflight import check_plugins
+from metalearn.training.profiling import NO_PHASES, Profiler, profiler_of
 from metalearn.training.progress import Phase, Progress, SilentProgress, shown
+from metalearn.training.protocol import device_name
 from metalearn.training.records import Records
 from metalearn.training.report import report, validation
 from metalearn.training.results import Results
@@ -43,6 +50,7 @@ def train(
     resume_command: str | None = None,
     on_validation: Callable[[int, Mapping[str, float]], None] | None = None,
     stop: StopFlag | None = None,
+    compile_command: Sequence[str] | None = None,
 ) -> Results:
     """Trains, validates and tests; fills the run directory.
 
@@ -56,6 +64,8 @@ def train(
         on_validation: called with the meta step and the means after each validation, when it is saved; it may raise
             `Stopped`, which ends the run there, without results.
         stop: a flag that another thread may set, to the same effect as a signal.
+        compile_command: of a process that compiles this run's meta-gradients beside it, into torch's cache
+            (`metalearn.training.ahead`); None compiles them in this process, which then waits for it.
 
     Raises:
         Interrupted: SIGINT or SIGTERM came, or `stop` was set; the step is done and saved.
@@ -74,15 +84,22 @@ def train(
             run, state = _open_run(laboratory, folder, resume, logger or Several(), progress or SilentProgress(), stop)
             run.on_validation = on_validation
             try:
+                run.profiler = _profiler(run, state)
                 run.logger.start(folder, experiment.config, step=state.step)
                 write_task_card(experiment.source, folder)
                 if not was_known:
                     write_data(experiment, folder)
                 run.laboratory = with_chosen_strategy(laboratory, folder, state, run.progress)
+                run.laboratory = with_measured_execution(run.laboratory, folder, state, run.progress, resume=resume)
+                run.switching = _switching(run, compile_command, resume=resume)
+                if run.switching is not None:
+                    run.switching.prepare(state)
                 if not resume:
                     # Only now is there a run in the folder: a logger that did not start leaves it free for the next.
                     run.save(state)
                 _fold(run, state)
+                if run.switching is not None:
+                    run.switching.close()
                 results = report(
                     run.laboratory, folder, log=run.log, progress=run.progress, wall_time=run.wall_time, stop=stop
                 )
@@ -93,6 +110,10 @@ def train(
                 saved = f"\nSaved after meta step {run.saved_step} in {folder}.{how}"
                 raise error.followed_by(saved) from error.__cause__
             finally:
+                if run.switching is not None:
+                    run.switching.close()
+                if run.profiler is not None:
+                    run.profiler.close()
                 run.records.close()
                 run.logger.finish(None if results is None else results.data)
     return results
@@ -114,6 +135,8 @@ class _Run:
     started: float = field(default_factory=time.monotonic)
     watch: Watch = field(default_factory=Watch)
     remarked: bool = False
+    profiler: Profiler | None = None
+    switching: Switching | None = None
 
     def log(self, step: int, metrics: Mapping[str, float], *, split: str) -> None:
         """Writes one record to metrics.jsonl and tells the loggers."""
@@ -168,7 +191,7 @@ def _open_run(
 def _fold(run: _Run, state: TrainState) -> TrainState:
     settings = run.laboratory.experiment.settings
     with run.progress.phase("meta-training", settings.num_steps, done=state.step, unit="steps") as phase:
-        step = MetaStep(run.laboratory)
+        step = _meta_step(run)
         while True:
             due = settings.validates and _is_due(state.step, settings.eval_every, settings.num_steps)
             if due and state.validated != state.step:
@@ -180,18 +203,84 @@ def _fold(run: _Run, state: TrainState) -> TrainState:
                 run.save(state)
             if state.step >= settings.num_steps:
                 return state
+            if run.switching is not None and not run.stop.requested:
+                run.switching.begin(state.step)
             if run.stop.requested:
+                state = _taken(run, step, step.settled, state)
                 run.save(state)
                 raise StopRequested
-            try:
-                state = _logged(run, step(state), phase)
-            except Diverged as error:  # before the outer optimizer touched anything
-                run.save(state)
-                where = where_it_explodes(run.laboratory, state)
-                raise (error if where is None else Diverged(f"{error}\nLooked into: {where}.")) from None
-            except PluginError:  # likewise
-                run.save(state)
-                raise
+            if run.profiler is not None:
+                run.profiler.begin()
+            state = _taken(run, step, step, state)
+            if run.stop.requested or _is_anything_due(settings, state.step):
+                state = _taken(run, step, step.settled, state)
+            state = _logged(run, state, phase)
+            if run.profiler is not None:
+                run.profiler.end()
+
+
+def _meta_step(run: _Run) -> MetaStep:
+    laboratory = run.laboratory
+    is_exact = precision_of(laboratory.experiment.execution) == "float32"
+    if run.switching is not None:
+        laboratory = replace(laboratory, experiment=replace(laboratory.experiment, execution=run.switching))
+    return MetaStep(
+        laboratory,
+        phases=run.profiler or NO_PHASES,
+        look=None if is_exact else PrecisionCheck(run.laboratory, run.log, run.progress),
+    )
+
+
+def _switching(run: _Run, command: Sequence[str] | None, *, resume: bool) -> Switching | None:
+    was_measured = bool(run.laboratory.experiment.settings.measures)  # and waited for then: what is compiled is ready
+    return switching_of(
+        run.laboratory,
+        run.folder,
+        progress=run.progress,
+        stop=run.stop,
+        command=None if was_measured else command,
+        resume=resume or was_measured,
+    )
+
+
+def _profiler(run: _Run, state: TrainState) -> Profiler | None:
+    experiment = run.laboratory.experiment
+    if not experiment.settings.profile:
+        return None
+    return profiler_of(
+        run.folder,
+        run.laboratory.device,
+        num_left=max(experiment.settings.num_steps - state.step, 0),
+        done=state.step,
+        tell=run.progress.message,
+        described={
+            "first_meta_step": state.step,
+            "execution": repr(experiment.execution),
+            "metagrad": repr(experiment.strategy),
+            "device": device_name(run.laboratory.device),
+            "num_threads": torch.get_num_threads(),
+        },
+    )
+
+
+def _taken(run: _Run, step: MetaStep, function: Callable[[TrainState], TrainState], state: TrainState) -> TrainState:
+    """`function(state)`; where it fails, the state from before what failed is saved."""
+    try:
+        return function(state)
+    except Diverged as error:
+        before = step.kept(state)  # what the outer optimizer had not touched
+        run.save(before)
+        where = where_it_explodes(run.laboratory, before)
+        raise (error if where is None else Diverged(f"{error}\nLooked into: {where}.")) from None
+    except PluginError:
+        run.save(_taken(run, step, step.kept, state))
+        raise
+
+
+def _is_anything_due(settings: TrainingSettings, step: int) -> bool:
+    """Whether a record, a validation or a checkpoint is due, which need the numbers of every step before."""
+    everies = (settings.log_every, settings.checkpoint_every, *([settings.eval_every] if settings.validates else []))
+    return any(_is_due(step, every, settings.num_steps) for every in everies)
 
 
 def _logged(run: _Run, state: TrainState, phase: Phase) -> TrainState:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import Case, peak_megabytes, rows_of_a_process
-from benchmarks.loops import PEERS, RATE, Gradient, error, plain, work
+from benchmarks.loops import PEERS, RATE, Gradient, error, one_image_task, plain
 from metalearn import functionalize, losses, optim, random
 from metalearn.algorithms import MAML
 from metalearn.metagrad import (
@@ -105,7 +105,7 @@ def _check(way: str) -> dict[str, Any]:
     errors = {}
     for steps in CHECKED:
         found = gradient_of(way, steps)()
-        expected = _by_the_rate(steps) if way in OF_A_RATE else plain(steps)()
+        expected = _by_the_rate(steps) if way in OF_A_RATE else plain(one_image_task(steps))()
         errors[str(steps)] = error(found, expected)
     if way not in (*INEXACT, IMPLICIT) and "Evolution" not in way and max(errors.values()) > MOST_ERROR:
         raise SystemExit(f"bench: {way} computes another gradient than the plain loop (relative errors {errors})")
@@ -133,9 +133,9 @@ def _measure(way: str, steps: int) -> dict[str, Any]:
 def gradient_of(way: str, steps: int) -> Gradient:
     """The meta-gradient of the work in one of the ways, in the order of the model's parameters."""
     if way == "plain loop":
-        return plain(steps)
+        return plain(one_image_task(steps))
     if way in PEERS:
-        return PEERS[way](steps)
+        return PEERS[way](one_image_task(steps))
     problem, meta, episode = learned_rate(steps) if way in OF_A_RATE else learned_start(steps, proximal=way == IMPLICIT)
     strategy = {**EXACT, **INEXACT, IMPLICIT: Implicit(tolerance=1e9), **OF_A_RATE}[way]
     gradient = strategy.value_and_grad(problem)
@@ -143,8 +143,8 @@ def gradient_of(way: str, steps: int) -> Gradient:
 
 
 def learned_start(steps: int, *, proximal: bool = False) -> tuple[Problem, Tensors, Episode]:
-    module, support, query = work()
-    model = functionalize(module)
+    work = one_image_task(steps)
+    (support, query), model = next(work.tasks()), functionalize(work.module)
     maml = MAML(loss=losses.cross_entropy, inner_lr=RATE, num_inner_steps=steps, proximal=1.0 if proximal else 0.0)
     return maml.problem(model), maml.init(model), Episodes(support, query, key=random.key(0))
 

@@ -12,6 +12,7 @@ A use of the module's own tensor instead of the state passed in (a closure, say)
 gradient.
 """
 
+from metalearn.functional.interception.indexing import read_at
 from metalearn.functional.interception.mode import Interception
 
-__all__ = ["Interception"]
+__all__ = ["Interception", "read_at"]

@@ -6,13 +6,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from metalearn.functional.interception.call import Call
 from metalearn.functional.interception.decisions import agreed
 
 
 def _getitem(call: Call, x: Tensor, index: Any) -> Tensor:
-    """Reading at 0-dimensional integer tensors, of which torch would ask for the number."""
+    return read_at(x, index)
+
+
+def read_at(x: Tensor, index: Any) -> Tensor:
+    """`x[index]`, also at 0-dimensional integer tensors, of which torch would ask for the number."""
     index = _with_agreed_masks(index)
     parts = index if type(index) is tuple else (index,)
     # Other tensors in the index broadcast with it: that is left to torch, and to its own error.
@@ -103,7 +108,9 @@ def _is_a_tasks_number(part: Any) -> bool:
         isinstance(part, Tensor)
         and part.dim() == 0
         and part.dtype in (torch.int64, torch.int32, torch.int16, torch.int8)
-        and torch._C._functorch.is_functorch_wrapped_tensor(part)
+        and (
+            torch._C._functorch.is_functorch_wrapped_tensor(part) or isinstance(part, FakeTensor)
+        )  # no number to ask for
     )
 
 

@@ -60,6 +60,7 @@ def _batch_norm_of_rows(
     eps: float,
 ) -> Tensor:
     _check_rows(rows, x, what="batch norm")
+    given, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))  # as torch's kernels sum up half precision
     axes, shape = [0, *range(2, x.dim())], [1, -1, *[1] * (x.dim() - 2)]
     real = rows.reshape(-1, *[1] * (x.dim() - 1))
     count = rows.sum() * math.prod(x.shape[2:])
@@ -70,7 +71,7 @@ def _batch_norm_of_rows(
         _update(running_mean, running_var, mean, variance * count / (count - 1).clamp_min(1), momentum)
     normed = centred * (variance + eps).rsqrt().reshape(shape)
     normed = normed if weight is None else normed * weight.reshape(shape)
-    return normed if bias is None else normed + bias.reshape(shape)
+    return (normed if bias is None else normed + bias.reshape(shape)).to(given)
 
 
 def _instance_norm(

@@ -35,6 +35,7 @@ class Sinusoid(Regression):
     """
 
     name = "sinusoid"
+    ahead = 16
 
     def __init__(
         self,

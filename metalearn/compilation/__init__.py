@@ -1,0 +1,13 @@
+"""Pure functions of tensors as graphs of torch's operations, cut into pieces, and compiled.
+
+A function is run once on tensors without data, as it is, with its transforms of `torch.func` and whatever Python is in
+it; what is left of it is a list of operations (`graphs`). Graphs are pruned and split (`splitting`), and given to
+torch's compiler (`programs`).
+"""
+
+from metalearn.compilation.functions import Compiled, check_number_of_forms, form_of
+from metalearn.compilation.graphs import Graph, trace
+from metalearn.compilation.programs import Program
+from metalearn.compilation.splitting import split
+
+__all__ = ["Compiled", "Graph", "Program", "check_number_of_forms", "form_of", "split", "trace"]

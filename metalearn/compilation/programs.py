@@ -1,0 +1,109 @@
+"""A graph, ready to be called."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from metalearn.compilation.graphs import Graph
+from metalearn.compilation.operations import VIEWS
+from metalearn.errors import UsageError
+
+FEWEST = 3
+"""A graph of fewer operations than this is run as it is: to call compiled code costs as much as they do."""
+
+
+class Program:
+    """A graph, compiled; a function of the list of all its inputs, which takes what it needs.
+
+    Outputs that are inputs are handed through. What comes out has no history.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self._needs = graph.needs
+        self._constants = list(graph.constants)
+        nodes = graph.placeholders
+        computed: list[fx.Node] = []
+        self._returned: list[tuple[bool, int]] = []
+        for node in graph.outputs:
+            if node in nodes:
+                self._returned.append((False, nodes.index(node)))
+                continue
+            if node not in computed:
+                computed.append(node)
+            self._returned.append((True, computed.index(node)))
+        self._run = _compiled(graph, [graph.outputs.index(node) for node in computed]) if computed else None
+
+    def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """The outputs for these inputs, of which those that are needed have the forms of the traced ones."""
+        given = [inputs[place].contiguous() for place in self._needs]
+        given += self._constants
+        computed = self._run(given) if self._run is not None else ()
+        return [computed[place] if is_computed else given[place] for is_computed, place in self._returned]
+
+
+def _compiled(graph: Graph, outputs: Sequence[int]) -> Callable[[list[Tensor]], Sequence[Tensor]]:
+    own = graph.keeping(outputs)
+    places = [graph.placeholders.index(node) for node in _same(graph, own)]
+    run = as_it_is(own) if _num_operations(own) < FEWEST else by_inductor(own)
+    return lambda given: run([given[place] for place in places])
+
+
+def _same(graph: Graph, own: Graph) -> list[fx.Node]:
+    by_name = {node.name: node for node in graph.placeholders}
+    return [by_name[node.name] for node in own.placeholders]
+
+
+def _num_operations(graph: Graph) -> int:
+    return sum(node.op == "call_function" and node.target not in VIEWS for node in graph.module.graph.nodes)
+
+
+def as_it_is(graph: Graph) -> Callable[[list[Tensor]], Sequence[Tensor]]:
+    """Runs a graph operation by operation."""
+    module = graph.module
+
+    def call(given: list[Tensor]) -> Sequence[Tensor]:
+        with torch.no_grad():
+            found: Sequence[Tensor] = module(*given)
+        return found
+
+    return call
+
+
+def by_inductor(graph: Graph) -> Callable[[list[Tensor]], Sequence[Tensor]]:
+    """Runs a graph as code that torch's compiler made of it."""
+    # torch's cache on disk takes only what was compiled with a record of shapes, though there are none to record here.
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+    examples: list[Any] = [
+        mode.from_tensor(_example(node.meta["val"]), static_shapes=True) for node in graph.placeholders
+    ]
+    try:
+        with tracing(TracingContext(mode)), torch.no_grad():
+            run: Any = torch._inductor.compile(graph.module, examples)  # torch.compile's guards would cost 30 us a call
+    except Exception as error:
+        raise _no_compiler(error) from error
+
+    def call(given: list[Tensor]) -> Sequence[Tensor]:
+        found: Sequence[Tensor] = run(*given)
+        return found
+
+    return call
+
+
+def _example(value: Tensor) -> Tensor:
+    return torch.empty(value.shape, dtype=value.dtype, device=value.device)
+
+
+def _no_compiler(error: Exception) -> Exception:
+    text = str(error)
+    if "InvalidCxxCompiler" in type(error).__name__ or "C++ compiler" in text or "No working C++" in text:
+        return UsageError(
+            "compiled execution needs a C++ compiler, and torch found none. Install one (apt install g++, or set CXX), "
+            "or take execution.compile=false."
+        )
+    return error

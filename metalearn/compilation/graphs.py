@@ -10,7 +10,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
 from metalearn.compilation.factors import without_factors
-from metalearn.compilation.operations import VIEWS, aten
+from metalearn.compilation.operations import VIEWS, aten, with_reshapes, writes
 from metalearn.compilation.unreadable import explained_reads
 from metalearn.functional.interception import read_at
 
@@ -91,12 +91,9 @@ def trace(function: Callable[[list[Tensor]], Sequence[Tensor]], inputs: Sequence
     with explained_reads():
         first = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
         constants = _lifted(first)
-        given = [node.meta["val"] for node in first.graph.find_nodes(op="placeholder")]
-        # Writes in place, as optimizers do them in memory of their own, would be lost to whoever reorders operations.
-        functional = torch.func.functionalize(lambda *tensors: first(*tensors), remove="mutations")
-        with torch.no_grad():
-            module = make_fx(functional, tracing_mode="fake", _allow_non_fake_inputs=True)(*_unfaked(given))
+        module = _without_writes(first) if any(map(writes, first.graph.nodes)) else first
     without_factors(module.graph)
+    with_reshapes(module.graph)
     return pruned(module, tuple(range(len(inputs))), constants)
 
 
@@ -149,6 +146,14 @@ def _lifted(module: fx.GraphModule) -> tuple[Tensor, ...]:
         graph.erase_node(node)
     module.recompile()
     return tuple(constants)
+
+
+def _without_writes(module: fx.GraphModule) -> fx.GraphModule:
+    # Writes in place, as optimizers do them in memory of their own, would be lost to whoever reorders operations.
+    functional = torch.func.functionalize(lambda *tensors: module(*tensors), remove="mutations")
+    given = _unfaked([node.meta["val"] for node in module.graph.find_nodes(op="placeholder")])
+    with torch.no_grad():
+        return make_fx(functional, tracing_mode="fake", _allow_non_fake_inputs=True)(*given)
 
 
 def _unfaked(values: Sequence[Tensor]) -> list[Tensor]:

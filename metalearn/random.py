@@ -14,7 +14,6 @@ in no transform, is computed by NumPy, and constants as Python integers: the sam
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -236,7 +235,6 @@ def _is_int64(number: Any) -> TypeGuard[int]:
     return isinstance(number, int) and not isinstance(number, bool) and -(1 << 63) <= number < 1 << 63
 
 
-@lru_cache(maxsize=1024)
 def _mixed(number: int) -> int:
     """`_splitmix64` of one number."""
     state = (number + _GOLDEN) & _MASK

@@ -202,7 +202,7 @@ def as_table(profile: dict[str, Any]) -> str:
         >>> print(as_table({"step_milliseconds": 4.0, "measured_steps": 20,
         ...     "phases": [{"phase": "sampling", "milliseconds": 1.0, "share": 0.25}]}))
         profile: a meta-step takes 4 ms (mean of 20)
-          sampling             1 ms   25.0 %
+          sampling             1 ms  25.0 %
     """
     lines = [f"profile: a meta-step takes {profile['step_milliseconds']:.4g} ms (mean of {profile['measured_steps']})"]
     for row in profile["phases"]:

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from training_progress import Told
 
 from metalearn import execution, metagrad, tree
 from metalearn.training import Interrupted, StopFlag, train
 from metalearn.training.laboratory import prepare_laboratory
 from metalearn.training.precision_check import SPLIT, error_of
+from tests.training_progress import Told
 
 
 def checks(folder: Path) -> list[dict[str, Any]]:

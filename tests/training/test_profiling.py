@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_progress import Told
 
 from metalearn import UsageError, execution, metagrad
 from metalearn.training import Interrupted, StopFlag, train
 from metalearn.training.profiling import MEASURED, PROFILE, TABLE, TRACE, TRACED, WARM_UP, Profiler, as_table
+from tests.training_progress import Told
 
 ALL = WARM_UP + MEASURED + TRACED
 LONG = {"num_steps": ALL + 2, "eval_every": 0, "log_every": 10, "test_episodes": 2, "profile": True}

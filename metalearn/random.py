@@ -38,14 +38,16 @@ def key(seed: int | Tensor, *data: int | Tensor, device: torch.device | str | No
         >>> int(key(0, 5)) == int(fold_in(key(0), 5))
         True
     """
-    if not _is_int64(seed):
-        root, rest = _splitmix64(torch.as_tensor(seed, dtype=torch.int64, device=device)), list(data)
-    else:
-        number, rest = _mixed(seed), list(data)
-        while rest and _is_int64(rest[0]):
-            number = _mixed(_mixed(number) ^ _mixed(rest.pop(0)))
+    rest = list(data)
+    if _is_int64(seed):
+        number = _mixed(seed)
+        while rest and _is_int64(first := rest[0]):
+            number = _mixed(_mixed(number) ^ _mixed(first))
+            del rest[0]
         # Filled in on the device: a number that is sent there makes the host wait.
         root = torch.full((), number, dtype=torch.int64, device=device)
+    else:
+        root = _splitmix64(torch.as_tensor(seed, dtype=torch.int64, device=device))
     for each in rest:
         root = fold_in(root, each)
     return root

@@ -148,6 +148,11 @@ def _lifted(module: fx.GraphModule) -> tuple[Tensor, ...]:
     return tuple(constants)
 
 
+def unfilled(value: Tensor) -> Tensor:
+    """A contiguous tensor of the same shape, dtype and device, with any values."""
+    return torch.empty(value.shape, dtype=value.dtype, device=value.device)
+
+
 def _without_writes(module: fx.GraphModule) -> fx.GraphModule:
     # Writes in place, as optimizers do them in memory of their own, would be lost to whoever reorders operations.
     functional = torch.func.functionalize(lambda *tensors: module(*tensors), remove="mutations")

@@ -9,7 +9,7 @@ from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from metalearn.compilation.graphs import Graph
+from metalearn.compilation.graphs import Graph, unfilled
 from metalearn.compilation.operations import VIEWS
 from metalearn.errors import UsageError
 
@@ -80,13 +80,18 @@ def by_inductor(graph: Graph) -> Callable[[list[Tensor]], Sequence[Tensor]]:
     # torch's cache on disk takes only what was compiled with a record of shapes, though there are none to record here.
     mode = FakeTensorMode(shape_env=ShapeEnv())
     examples: list[Any] = [
-        mode.from_tensor(_example(node.meta["val"]), static_shapes=True) for node in graph.placeholders
+        mode.from_tensor(unfilled(node.meta["val"]), static_shapes=True) for node in graph.placeholders
     ]
     try:
         with tracing(TracingContext(mode)), torch.no_grad():
             run: Any = torch._inductor.compile(graph.module, examples)  # torch.compile's guards would cost 30 us a call
     except Exception as error:
-        raise _no_compiler(error) from error
+        if not _is_without_compiler(error):
+            raise
+        raise UsageError(
+            "compiled execution needs a C++ compiler, and torch found none. Install one (apt install g++, or set CXX), "
+            "or take execution.compile=false."
+        ) from error
 
     def call(given: list[Tensor]) -> Sequence[Tensor]:
         found: Sequence[Tensor] = run(*given)
@@ -95,15 +100,6 @@ def by_inductor(graph: Graph) -> Callable[[list[Tensor]], Sequence[Tensor]]:
     return call
 
 
-def _example(value: Tensor) -> Tensor:
-    return torch.empty(value.shape, dtype=value.dtype, device=value.device)
-
-
-def _no_compiler(error: Exception) -> Exception:
+def _is_without_compiler(error: Exception) -> bool:
     text = str(error)
-    if "InvalidCxxCompiler" in type(error).__name__ or "C++ compiler" in text or "No working C++" in text:
-        return UsageError(
-            "compiled execution needs a C++ compiler, and torch found none. Install one (apt install g++, or set CXX), "
-            "or take execution.compile=false."
-        )
-    return error
+    return "InvalidCxxCompiler" in type(error).__name__ or "C++ compiler" in text or "No working C++" in text

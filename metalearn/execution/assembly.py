@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metalearn import tree
-from metalearn.compilation import Graph, Program, check_number_of_forms, split, trace
+from metalearn.compilation import Graph, Program, check_number_of_forms, split, trace, unfilled
 from metalearn.execution.pieces import Nest, Pieces, Places
 from metalearn.execution.unread import StepIsRead, UnreadStep
 from metalearn.execution.unroll import Judge, Step, Unroll
@@ -309,4 +309,4 @@ def _numbered(
 
 
 def _empty(forms: Sequence[Tensor]) -> list[Tensor]:
-    return [torch.empty(leaf.shape, dtype=leaf.dtype, device=leaf.device) for leaf in forms]
+    return [unfilled(leaf) for leaf in forms]

@@ -40,7 +40,7 @@ class Nest:
 
     close: Callable[[Sequence[Tensor]], Any] = field(repr=False)
     count: int
-    floats: tuple[int, ...]
+    floats: Places
     rest: tuple[Any, ...]
 
     @staticmethod
@@ -51,10 +51,10 @@ class Nest:
         floats = tuple(n for n, leaf in enumerate(tensors) if leaf.is_floating_point() or leaf.is_complex())
         return Nest(close, len(tensors), floats, rest), tensors
 
-    def filled(self, tensors: Sequence[Tensor], floats: Sequence[Tensor]) -> Any:
-        """The nest with others in the place of those that gradients can flow through."""
+    def filled(self, tensors: Sequence[Tensor], places: Places, values: Sequence[Tensor]) -> Any:
+        """The nest of these tensors, with others at some places."""
         own = list(tensors)
-        for place, value in zip(self.floats, floats, strict=True):
+        for place, value in zip(places, values, strict=True):
             own[place] = value
         return self.close(own)
 
@@ -184,10 +184,7 @@ class Pieces:
 
     def _filled(self, state: Sequence[Tensor], places: Places, values: Sequence[Tensor]) -> InnerState:
         assert self.state is not None, "the start is traced first"
-        own = list(state)
-        for place, value in zip(places, values, strict=True):
-            own[place] = value
-        filled: InnerState = self.state.close(own)
+        filled: InnerState = self.state.filled(state, places, values)
         return filled
 
     def _open(self, inputs: list[Tensor]) -> "_Opened":
@@ -224,7 +221,7 @@ class _Opened:
         return [self.own[place] for place in self.structure.floats]
 
     def meta_with(self, floats: Sequence[Tensor]) -> Tensors:
-        meta: Tensors = self.structure.filled(self.own, floats)
+        meta: Tensors = self.structure.filled(self.own, self.structure.floats, floats)
         return meta
 
 

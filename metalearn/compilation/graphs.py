@@ -10,7 +10,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
 from metalearn.compilation.factors import without_factors
-from metalearn.compilation.operations import VIEWS, aten, with_reshapes, writes
+from metalearn.compilation.operations import VIEWS, aten, once_each, with_reshapes, writes
+from metalearn.compilation.pools import DECOMPOSITIONS
 from metalearn.compilation.unreadable import explained_reads
 from metalearn.functional.interception import read_at
 
@@ -89,11 +90,12 @@ def trace(function: Callable[[list[Tensor]], Sequence[Tensor]], inputs: Sequence
             return list(function(list(tensors)))
 
     with explained_reads():
-        first = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+        first = make_fx(flat, DECOMPOSITIONS, "fake", _allow_non_fake_inputs=True)(*inputs)
         constants = _lifted(first)
         module = _without_writes(first) if any(map(writes, first.graph.nodes)) else first
     without_factors(module.graph)
     with_reshapes(module.graph)
+    once_each(module.graph)
     return pruned(module, tuple(range(len(inputs))), constants)
 
 

@@ -1,5 +1,7 @@
 """torch's operations by what they are."""
 
+from typing import Any
+
 import torch
 from torch import fx
 
@@ -27,3 +29,24 @@ def with_reshapes(graph: fx.Graph) -> None:
     """Writes views as reshapes, in place: a view is of tensors with the strides that they were traced with."""
     for node in graph.find_nodes(op="call_function", target=aten.view.default):
         node.target = aten.reshape.default
+
+
+def once_each(graph: fx.Graph) -> None:
+    """Does what is done more than once, on the same inputs, once, in place."""
+    found: dict[Any, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function" or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            continue
+        first = found.setdefault((node.target, _hashable(node.args), _hashable(node.kwargs)), node)
+        if first is not node:
+            node.replace_all_uses_with(first)
+            graph.erase_node(node)
+
+
+def _hashable(argument: Any) -> Any:
+    if isinstance(argument, dict):
+        return tuple((name, _hashable(value)) for name, value in argument.items())
+    if isinstance(argument, (list, tuple)):
+        return tuple(map(_hashable, argument))
+    # 1, 1.0 and True are equal, as 0.0 and -0.0 are, but not the same.
+    return argument if isinstance(argument, fx.Node) else (type(argument), repr(argument))

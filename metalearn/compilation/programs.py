@@ -9,8 +9,8 @@ from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from metalearn.compilation.graphs import Graph, unfilled
-from metalearn.compilation.operations import VIEWS
+from metalearn.compilation.graphs import Graph
+from metalearn.compilation.operations import VIEWS, aten
 from metalearn.errors import UsageError
 
 FEWEST = 3
@@ -25,8 +25,9 @@ class Program:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self._needs = graph.needs
-        self._constants = list(graph.constants)
+        needs, forms = graph.needs, _forms(graph)
+        self._needs = list(zip(needs, forms, strict=False))
+        self._constants = list(map(_as, graph.constants, forms[len(needs) :]))
         nodes = graph.placeholders
         computed: list[fx.Node] = []
         self._returned: list[tuple[bool, int]] = []
@@ -37,21 +38,56 @@ class Program:
             if node not in computed:
                 computed.append(node)
             self._returned.append((True, computed.index(node)))
-        self._run = _compiled(graph, [graph.outputs.index(node) for node in computed]) if computed else None
+        self._run = _compiled(graph, [graph.outputs.index(node) for node in computed], forms) if computed else None
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """The outputs for these inputs, of which those that are needed have the forms of the traced ones."""
-        given = [inputs[place].contiguous() for place in self._needs]
+        given = [_as(inputs[place], form) for place, form in self._needs]
         given += self._constants
         computed = self._run(given) if self._run is not None else ()
         return [computed[place] if is_computed else given[place] for is_computed, place in self._returned]
 
 
-def _compiled(graph: Graph, outputs: Sequence[int]) -> Callable[[list[Tensor]], Sequence[Tensor]]:
+def _compiled(
+    graph: Graph, outputs: Sequence[int], forms: Sequence[Tensor]
+) -> Callable[[list[Tensor]], Sequence[Tensor]]:
     own = graph.keeping(outputs)
     places = [graph.placeholders.index(node) for node in _same(graph, own)]
-    run = as_it_is(own) if _num_operations(own) < FEWEST else by_inductor(own)
+    run = as_it_is(own) if _num_operations(own) < FEWEST else by_inductor(own, [forms[place] for place in places])
     return lambda given: run([given[place] for place in places])
+
+
+def _forms(graph: Graph) -> list[Tensor]:
+    """The inputs of a graph, and then its constants, as tensors without data that lie in memory as they have to.
+
+    Convolutions on a CPU are fastest where the channels of a pixel lie together, as are the loops over channels that
+    torch's compiler makes of what is between them. What one program leaves for another stays so.
+    """
+    by_pixel = any(map(_is_convolution_on_cpu, graph.module.graph.nodes))
+    values = [node.meta["val"] for node in graph.placeholders]
+    return [
+        torch.empty_like(
+            value, device="meta",
+            memory_format=torch.channels_last if by_pixel and value.dim() == 4 else torch.contiguous_format,
+        )
+        for value in values
+    ]  # fmt: skip
+
+
+def _as(value: Tensor, form: Tensor) -> Tensor:
+    """The tensor, in memory as `form` is; also where an axis has one entry, of which torch's compiler asks as much."""
+    strides = form.stride()
+    if value.stride() == strides:
+        return value
+    return torch.empty_strided(value.shape, strides, dtype=value.dtype, device=value.device).copy_(value)
+
+
+def _is_convolution_on_cpu(node: fx.Node) -> bool:
+    """Whether it is one over pictures, and of one task: those of several together have a group a task."""
+    if node.target is not aten.convolution.default:
+        return False
+    value, groups = node.meta["val"], node.args[-1]
+    return bool(value.dim() == 4 and value.device.type == "cpu" and groups == 1)
 
 
 def _same(graph: Graph, own: Graph) -> list[fx.Node]:
@@ -63,7 +99,7 @@ def _num_operations(graph: Graph) -> int:
     return sum(node.op == "call_function" and node.target not in VIEWS for node in graph.module.graph.nodes)
 
 
-def as_it_is(graph: Graph) -> Callable[[list[Tensor]], Sequence[Tensor]]:
+def as_it_is(graph: Graph, forms: Sequence[Tensor] = ()) -> Callable[[list[Tensor]], Sequence[Tensor]]:
     """Runs a graph operation by operation."""
     module = graph.module
 
@@ -75,13 +111,15 @@ def as_it_is(graph: Graph) -> Callable[[list[Tensor]], Sequence[Tensor]]:
     return call
 
 
-def by_inductor(graph: Graph) -> Callable[[list[Tensor]], Sequence[Tensor]]:
-    """Runs a graph as code that torch's compiler made of it."""
+def by_inductor(graph: Graph, forms: Sequence[Tensor]) -> Callable[[list[Tensor]], Sequence[Tensor]]:
+    """Runs a graph as code that torch's compiler made of it, for inputs that lie in memory as these."""
     # torch's cache on disk takes only what was compiled with a record of shapes, though there are none to record here.
     mode = FakeTensorMode(shape_env=ShapeEnv())
-    examples: list[Any] = [
-        mode.from_tensor(unfilled(node.meta["val"]), static_shapes=True) for node in graph.placeholders
-    ]
+    with mode:  # not `from_tensor`, which makes a symbol of a single number, with whatever value it has
+        examples: list[Any] = [
+            torch.empty_strided(form.shape, form.stride(), dtype=form.dtype, device=node.meta["val"].device)
+            for form, node in zip(forms, graph.placeholders, strict=True)
+        ]
     try:
         with tracing(TracingContext(mode)), torch.no_grad():
             run: Any = torch._inductor.compile(graph.module, examples)  # torch.compile's guards would cost 30 us a call

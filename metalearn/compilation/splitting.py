@@ -12,6 +12,12 @@ _CHEAP = {
 }  # fmt: skip
 """Operations that are done again on the way back, as to keep their result would cost more."""
 
+_CHEAP_ON_INTEGERS = {
+    aten.eq.Tensor, aten.ne.Tensor, aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.floor_divide.default,
+    aten.remainder.Scalar, aten._to_copy.default, aten.bitwise_or.Tensor, aten.bitwise_and.Tensor,
+}  # fmt: skip
+"""Those of integers and of truth values alone: which entry of a window was the largest, and where that lies."""
+
 
 def split(joint: Graph, *, num_inputs: int, num_outputs: int) -> tuple[Graph, Graph]:
     """The two halves of a function that returns outputs and, for cotangents of these, cotangents of its inputs.
@@ -68,13 +74,21 @@ def _boundary(nodes: list[fx.Node], pulled: list[fx.Node], after: set[fx.Node]) 
         node = pending.pop()
         if node in kept or node in again:
             continue
-        value = node.meta.get("val")
-        if node.op == "call_function" and (node.target in _CHEAP or not isinstance(value, Tensor)):
+        if node.op == "call_function" and _is_cheap(node):
             again.add(node)
             pending.extend(node.all_input_nodes)
         else:
             kept[node] = None
     return list(kept), again
+
+
+def _is_cheap(node: fx.Node) -> bool:
+    if not isinstance(node.meta.get("val"), Tensor) or node.target in _CHEAP:
+        return True
+    values = [each.meta.get("val") for each in (node, *node.all_input_nodes)]
+    return node.target in _CHEAP_ON_INTEGERS and not any(
+        isinstance(value, Tensor) and value.is_floating_point() for value in values
+    )
 
 
 def _placeholder(graph: fx.Graph, node: fx.Node) -> fx.Node:

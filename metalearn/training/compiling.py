@@ -18,7 +18,7 @@ import torch
 from metalearn.errors import UsageError
 from metalearn.metagrad import Outcome, StrategyWarning
 from metalearn.training.ahead import Ahead, CompilingProcess, Ready
-from metalearn.training.equality import difference, without_compiler
+from metalearn.training.equality import Moved, difference, without_compiler
 from metalearn.training.execution_record import EXECUTION, ExecutionRecord, StaysEager, Switched, read_record
 from metalearn.training.experiment import Experiment
 from metalearn.training.gradients import episodes_of, gradient_of, named, strategies_of
@@ -184,9 +184,10 @@ class Switching:
     def _first(self, strategy: Any, problem: Any, eager: Outcome, args: Any, held: Any) -> Outcome:
         """The compiled outcome, once it is known to equal the eager one and that is written down; else the eager."""
 
-        def exact() -> Tensors:
+        def exact(moved: Moved) -> Tensors:
             in_float32 = without_compiler(self._execution, precision="float32")
-            grads: Tensors = in_float32.value_and_grad(strategy, problem)(*args, **held).grads
+            meta, *rest = args
+            grads: Tensors = in_float32.value_and_grad(strategy, problem)(moved(meta), *rest, **held).grads
             return grads
 
         if not difference(eager.grads, eager.grads, execution=self._execution, exact=exact).is_known:

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from metalearn.training.precision_check import precision_of
 from metalearn.types import Tensors
@@ -17,7 +19,16 @@ LEAST_BOUND_LOW = 1e-2
 """The least bound in bf16 and tf32; there it is twice what the eager gradient itself is off that in float32, as two
 roundings of one gradient may be that far from each other."""
 
-Exact = Callable[[], Tensors]
+LARGEST_MOVE = 8.0
+"""How far parameters are moved, in units of the last place, to see how far kinks let rounding alone move a gradient."""
+
+MOST_MOVES = 8
+KINKS = 3.0
+"""A gradient may be off by so many times the most that it moved by itself."""
+
+Moved = Callable[[Tensors], Tensors]
+Exact = Callable[[Moved], Tensors]
+"""The eager gradient in float32, of meta-parameters that are moved first."""
 
 
 class Difference(NamedTuple):
@@ -45,13 +56,38 @@ class Difference(NamedTuple):
 def difference(found: Tensors, eager: Tensors, *, execution: Any, exact: Exact) -> Difference:
     """How far `found` is from `eager`, and how far it may be.
 
+    A ReLU or a max-pool decides by comparing, and where two numbers are the same but for rounding another order of
+    sums decides otherwise: then the gradient jumps, in a deep network by per cents. So a larger error is taken for none
+    where the eager gradient itself moves as far when its parameters move by some units in the last place.
+
     Args:
         found: a gradient.
         eager: the one that it is to equal.
         execution: both of theirs; its precision decides.
-        exact: computes the same in float32; called in a lower precision alone.
+        exact: computes the same in float32; called where the precision is lower, or the error is large.
     """
-    return Difference(relative_error(found, eager), _bound(eager, execution, exact))
+    error, bound = relative_error(found, eager), _bound(eager, execution, exact)
+    if precision_of(execution) != "float32":
+        return Difference(error, bound)
+    for number in range(MOST_MOVES):
+        if not error > bound:
+            break
+        bound = max(bound, KINKS * relative_error(exact(partial(nudged, seed=number)), eager))
+    return Difference(error, bound)
+
+
+def nudged(params: Tensors, *, seed: int) -> Tensors:
+    """The same up to rounding: each number moved by some units in the last place."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def moved(value: Tensor) -> Tensor:
+        if not value.is_floating_point():
+            return value
+        by = 2 * torch.rand(value.shape, generator=generator, dtype=torch.float64) - 1
+        factor = 1 + LARGEST_MOVE * torch.finfo(value.dtype).eps * by
+        return value * factor.to(value.device, value.dtype)
+
+    return {name: moved(value) for name, value in params.items()}
 
 
 def relative_error(found: Tensors, wanted: Tensors) -> float:
@@ -72,7 +108,7 @@ def without_compiler(execution: Any, **changes: Any) -> Any:
 
 def _bound(eager: Tensors, execution: Any, exact: Exact) -> float:
     if precision_of(execution) != "float32":
-        return max(2 * relative_error(eager, exact()), LEAST_BOUND_LOW)
+        return max(2 * relative_error(eager, exact(dict)), LEAST_BOUND_LOW)
     eps = max((torch.finfo(value.dtype).eps for value in eager.values()), default=0.0)
     if eps <= torch.finfo(torch.float64).eps:
         return BOUND_FLOAT64

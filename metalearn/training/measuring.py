@@ -13,7 +13,7 @@ import torch
 from metalearn.errors import UsageError
 from metalearn.execution import Execution, Loop, Vmap
 from metalearn.execution.choice import is_walk
-from metalearn.training.equality import difference, without_compiler
+from metalearn.training.equality import Moved, difference, without_compiler
 from metalearn.training.execution_record import ExecutionRecord, read_record
 from metalearn.training.experiment import Experiment
 from metalearn.training.gradients import episodes_of, gradient_of, strategies_of
@@ -245,19 +245,19 @@ class _Bench:
         self._wait()
         return clock() - began
 
-    def _gradient(self, execution: Any) -> Callable[[], Tensors]:
+    def _gradient(self, execution: Any, moved: Moved = dict) -> Callable[[], Tensors]:
         state = self._state
-        gradient = gradient_of(execution, self._laboratory, self._strategy, state.buffers)
-        return lambda: gradient(state.meta, self._episodes).grads
+        gradient, meta = gradient_of(execution, self._laboratory, self._strategy, state.buffers), moved(state.meta)
+        return lambda: gradient(meta, self._episodes).grads
 
     def _loop(self) -> Tensors:
         if self._expected is None:
             self._expected = self._gradient(_execution_of(self._laboratory.experiment.execution, "loop", None))()
         return self._expected
 
-    def _exact(self) -> Tensors:
+    def _exact(self, moved: Moved) -> Tensors:
         loop = _execution_of(self._laboratory.experiment.execution, "loop", None)
-        return self._gradient(without_compiler(loop, precision="float32"))()
+        return self._gradient(without_compiler(loop, precision="float32"), moved)()
 
     def _wait(self) -> None:
         if self._laboratory.device.type == "cuda":

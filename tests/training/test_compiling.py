@@ -16,7 +16,7 @@ from metalearn.errors import UsageError
 from metalearn.tasks import Sinusoid
 from metalearn.training import Interrupted, evaluate, load_checkpoint, train, trainer
 from metalearn.training.compiling import switching_of
-from metalearn.training.equality import Difference, difference
+from metalearn.training.equality import Difference, difference, nudged
 from metalearn.training.step_times import StepTimes
 from tests.training.faked import Compiler, Faked, Telling, forgotten
 
@@ -159,7 +159,7 @@ def test_a_float64_gradient_has_to_be_closer() -> None:
     def between(dtype: torch.dtype, factor: float) -> Difference:
         eager = {"w": torch.tensor([3.0, -4.0], dtype=dtype)}
         found = {"w": eager["w"] * factor}
-        return difference(found, eager, execution=execution.Vmap(), exact=lambda: eager)
+        return difference(found, eager, execution=execution.Vmap(), exact=lambda moved: moved(eager))
 
     assert between(torch.float64, 1 + 1e-8) == (pytest.approx(1e-8, rel=1e-6), 1e-9)
     assert not between(torch.float64, 1 + 1e-8).is_none
@@ -169,6 +169,37 @@ def test_a_float64_gradient_has_to_be_closer() -> None:
     assert between(torch.float32, float("nan")).is_known is False
     assert between(torch.float32, float("nan")).is_none is False
     assert between(torch.complex64, 1 + 1e-3).error == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_where_rounding_alone_moves_the_gradient_as_far_it_is_the_same() -> None:
+    """A kink that the parameters lie on, but for rounding: the eager gradient jumps as the compiled one does."""
+    at = {"w": torch.full((4,), 0.3)}
+
+    def gradient(moved: Any) -> dict[str, torch.Tensor]:
+        w = moved(at)["w"]
+        return {"w": 1 + 0.1 * (w > at["w"][0])}
+
+    eager = {"w": torch.ones(4)}
+    jumped = {"w": torch.tensor([1.1, 1.0, 1.0, 1.0])}
+    far = {"w": torch.tensor([2.0, 1.0, 1.0, 1.0])}
+    way = execution.Vmap()
+    found = difference(jumped, eager, execution=way, exact=gradient)
+    assert found.is_none
+    assert found.error == pytest.approx(0.05, rel=1e-4)
+    assert not difference(far, eager, execution=way, exact=gradient).is_none
+    assert not difference(jumped, eager, execution=way, exact=lambda moved: eager).is_none
+
+
+def test_moved_by_rounding_is_another_number_of_the_same_size() -> None:
+    params = {"w": torch.tensor([0.3, -2e6, 0.0]), "d": torch.rand(9, dtype=torch.float64), "n": torch.arange(3)}
+    moved = nudged(params, seed=0)
+    for name, eps in (("w", 2**-23), ("d", 2**-52)):
+        assert moved[name].dtype == params[name].dtype
+        assert not torch.equal(moved[name], params[name])
+        assert bool(((moved[name] - params[name]).abs() <= 9 * eps * params[name].abs()).all())
+    assert torch.equal(moved["n"], params["n"])
+    assert all(torch.equal(value, nudged(params, seed=0)[name]) for name, value in moved.items())
+    assert not torch.equal(moved["w"], nudged(params, seed=1)["w"])
 
 
 def test_in_bf16_the_bound_is_what_bf16_costs(run: Any) -> None:

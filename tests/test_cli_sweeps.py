@@ -344,8 +344,7 @@ def test_a_study_with_two_workers_prunes_and_counts() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("workers", "number"), [(1, signal.SIGTERM), (2, signal.SIGINT)])
 def test_an_interrupted_sweep_goes_on_with_the_same_command(workers: int, number: signal.Signals) -> None:
     launcher = JOBLIB if workers == 2 else ()
     long = command("meta.num_steps=150", "eval.every=50", "inner.lr=0.01,0.02", *launcher, "hydra.sweep.dir=sweep")

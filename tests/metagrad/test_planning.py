@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 
 import pytest
@@ -74,7 +73,7 @@ STRATEGIES = [Unrolled(), Stepwise(), Stepwise(every="sqrt"), Stepwise(every=5),
               Truncated(8), Truncated(8, windows=True), Truncated(1000), Reptile()]  # fmt: skip
 
 
-@pytest.mark.parametrize(("model", "optimizer"), [*product(["mlp", "conv4"], ["sgd", "adam"]), (RUNNING, "sgd")])
+@pytest.mark.parametrize(("model", "optimizer"), [("mlp", "sgd"), ("conv4", "adam"), (RUNNING, "sgd")])
 def test_the_prediction_is_what_the_run_takes(model: str, optimizer: str) -> None:
     problem, meta, episode = case(model, optimizer, 13)
     for row in plan(problem, meta, episode, strategies=STRATEGIES).rows:
@@ -83,7 +82,7 @@ def test_the_prediction_is_what_the_run_takes(model: str, optimizer: str) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("optimizer", "num_inner_steps"), [("sgd", 500), ("adam", 100)])
+@pytest.mark.parametrize(("optimizer", "num_inner_steps"), [("sgd", 200), ("adam", 60)])
 def test_the_prediction_holds_for_long_loops(optimizer: str, num_inner_steps: int) -> None:
     problem, meta, episode = case("mlp", optimizer, num_inner_steps)
     strategies = [Unrolled(), Stepwise(), Stepwise(every="sqrt"), FirstOrder(), Truncated(20)]
@@ -115,7 +114,7 @@ RULE = [Unrolled(), Stepwise(), Stepwise(every="sqrt")]
 
 
 def test_the_first_exact_strategy_that_fits_is_recommended() -> None:
-    problem, meta, episode = case("mlp", "adam", 60)
+    problem, meta, episode = case("mlp", "adam", 30)
     need = list(sizes(plan(problem, meta, episode, strategies=RULE)).values())
     assert need[0] > need[1] > need[2]
     for strategy, size in zip(RULE, need, strict=True):

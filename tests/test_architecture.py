@@ -35,6 +35,7 @@ BELOW: dict[str, set[str]] = {
     "algorithms": {"metagrad", "inner", "problem", "optim", "functional", "normalisation", "state"},
     "training": {
         "execution", "algorithms", "tasks", "metagrad", "problem", "inner", "functional", "state", "normalisation",
+        "compilation",
     },
     "sweeps": {"training"},
     "config": {"sweeps", "training", "execution", "algorithms", "tasks", "models", "metagrad", "optim"},

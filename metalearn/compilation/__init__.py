@@ -7,7 +7,17 @@ torch's compiler (`programs`).
 
 from metalearn.compilation.functions import Compiled, check_number_of_forms, form_of
 from metalearn.compilation.graphs import Graph, trace, unfilled
-from metalearn.compilation.programs import Program
+from metalearn.compilation.programs import Program, require_compiler
 from metalearn.compilation.splitting import split
 
-__all__ = ["Compiled", "Graph", "Program", "check_number_of_forms", "form_of", "split", "trace", "unfilled"]
+__all__ = [
+    "Compiled",
+    "Graph",
+    "Program",
+    "check_number_of_forms",
+    "form_of",
+    "require_compiler",
+    "split",
+    "trace",
+    "unfilled",
+]

@@ -17,6 +17,12 @@ FEWEST = 3
 """A graph of fewer operations than this is run as it is: to call compiled code costs as much as they do."""
 
 
+_NO_COMPILER = (
+    "compiled execution needs a C++ compiler, and torch found none. Install one (apt install g++, or set CXX), or take "
+    "execution.compile=false."
+)
+
+
 class Program:
     """A graph, compiled; a function of the list of all its inputs, which takes what it needs.
 
@@ -126,16 +132,25 @@ def by_inductor(graph: Graph, forms: Sequence[Tensor]) -> Callable[[list[Tensor]
     except Exception as error:
         if not _is_without_compiler(error):
             raise
-        raise UsageError(
-            "compiled execution needs a C++ compiler, and torch found none. Install one (apt install g++, or set CXX), "
-            "or take execution.compile=false."
-        ) from error
+        raise UsageError(_NO_COMPILER) from error
 
     def call(given: list[Tensor]) -> Sequence[Tensor]:
         found: Sequence[Tensor] = run(*given)
         return found
 
     return call
+
+
+def require_compiler(device: torch.device) -> None:
+    """Raises UsageError where code for a device could not be compiled, as there is no C++ compiler."""
+    if device.type != "cpu":
+        return
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except Exception as error:
+        raise UsageError(_NO_COMPILER) from error
 
 
 def _is_without_compiler(error: Exception) -> bool:

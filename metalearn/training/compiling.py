@@ -10,14 +10,14 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from metalearn.compilation import require_compiler
 from metalearn.errors import UsageError
 from metalearn.metagrad import Outcome, StrategyWarning
-from metalearn.training.ahead import Ahead, CompilingProcess, Ready
+from metalearn.training.ahead import Ahead, CompilingProcess, Ready, shared_threads, threads
 from metalearn.training.equality import Moved, difference, without_compiler
 from metalearn.training.execution_record import EXECUTION, ExecutionRecord, StaysEager, Switched, read_record
 from metalearn.training.experiment import Experiment
@@ -85,9 +85,13 @@ class Switching:
     _given_up: list[str] = field(default_factory=list, init=False)
     _functions: list[tuple[Any, Callable[..., Outcome]]] = field(default_factory=list, init=False)
     _times: StepTimes = field(init=False)
+    _threads: int = field(init=False)
+    _failed_at: float = field(init=False)
 
     def __post_init__(self) -> None:
         self._times = StepTimes(self.laboratory.device)
+        self._threads = shared_threads()[0]
+        self._failed_at = min((each.at for each in self.record.eager), default=inf)
         # What was not for good is tried again.
         self.record = replace(self.record, eager=tuple(each for each in self.record.eager if each.for_good))
 
@@ -107,7 +111,7 @@ class Switching:
             return
         strategies = strategies_of(self._experiment, state.step)
         if settings.switch_at is not None:
-            _require_compiler(self.laboratory.device)
+            require_compiler(self.laboratory.device)
             for strategy in strategies:
                 self._execution.value_and_grad(strategy, self.laboratory.train_problem(state.buffers))
         if self._is_due(strategies[0]):
@@ -154,7 +158,8 @@ class Switching:
         def run(meta: Tensors, episodes: Any, carry: Any = None, **held: Any) -> Outcome:
             if not self._is_due(strategy):
                 self._times.is_compiled = False
-                outcome: Outcome = eager(meta, episodes, carry, **held)
+                with threads(self._threads if self._waits(strategy) else None):
+                    outcome: Outcome = eager(meta, episodes, carry, **held)
                 return outcome
             self._times.is_compiled = True
             return self._outcome(strategy, problem, eager, (meta, episodes, carry), held)
@@ -248,6 +253,16 @@ class Switching:
             return self._step >= at
         return self.command is None or self._ready is not None or bool(self.record.switched)
 
+    def _waits(self, strategy: Any) -> bool:
+        """Whether the coming step is one of those that compiled ones come after, as far as that is known.
+
+        What the record says decides, not whether a compiler runs at the time: a resumed run repeats the bits.
+        """
+        entry = self.record.entry(named(strategy))
+        if entry is not None:
+            return self._step < entry.since
+        return self._step < self._failed_at and self.command is not None and named(strategy) not in self._given_up
+
     def _settled(self) -> list[str]:
         """The strategies of which it is known whether they are compiled."""
         known = [each.strategy for each in self.record.switched] + [each.strategy for each in self.record.eager]
@@ -281,7 +296,9 @@ class Switching:
             told = reason if "execution.compile=" in reason else f"{reason} Take execution.compile=false."
             raise UsageError(f"execution.switch_at={at}, but nothing is compiled: {told}") from cause
         self._given_up.append(named(strategy))
-        self.record = self.record.with_eager(StaysEager(strategy=named(strategy), reason=reason, for_good=for_good))
+        self.record = self.record.with_eager(
+            StaysEager(strategy=named(strategy), reason=reason, for_good=for_good, at=self._step)
+        )
         self.record.write(self.folder)
         self.progress.message(f"step {self._step}: not compiled, the run goes on as it is: {reason}")
 
@@ -292,17 +309,3 @@ class Switching:
     @property
     def _execution(self) -> Any:
         return self.laboratory.experiment.execution
-
-
-def _require_compiler(device: torch.device) -> None:
-    if device.type != "cpu":
-        return
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
-    try:
-        get_cpp_compiler()
-    except Exception as error:
-        raise UsageError(
-            "execution.compile needs a C++ compiler, and torch found none. Install one (apt install g++, or set CXX), "
-            "or take execution.compile=false."
-        ) from error

@@ -43,11 +43,13 @@ class StaysEager:
         strategy: its text.
         reason: why, in a line.
         for_good: whether a resumed run leaves it at that; else it tries again, as what was missing may be there then.
+        at: the meta step at which that was found out.
     """
 
     strategy: str
     reason: str
     for_good: bool
+    at: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import signal
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ import torch
 from metalearn import algorithms, execution, losses, metagrad
 from metalearn.errors import UsageError
 from metalearn.tasks import Sinusoid
-from metalearn.training import Interrupted, evaluate, load_checkpoint, train, trainer
+from metalearn.training import Interrupted, ahead, compiling, evaluate, load_checkpoint, train, trainer
 from metalearn.training.compiling import switching_of
 from metalearn.training.equality import Difference, difference, nudged
 from metalearn.training.step_times import StepTimes
@@ -212,7 +212,7 @@ def test_in_bf16_the_bound_is_what_bf16_costs(run: Any) -> None:
 def test_a_failed_compiler_is_told_and_tried_again_on_resuming(run: Any) -> None:
     told, record, _ = run(compiler=Compiler(polls=1, error="torch found no C++ compiler."), source=Stopping(4))
     assert record["eager"] == [
-        {"strategy": "Unrolled()", "reason": "torch found no C++ compiler.", "for_good": False}
+        {"strategy": "Unrolled()", "reason": "torch found no C++ compiler.", "for_good": False, "at": 0}
     ]  # fmt: skip
     assert "step 0: not compiled, the run goes on as it is: torch found no C++ compiler." in told
     compiler = Compiler(polls=0)
@@ -259,6 +259,48 @@ def test_what_can_not_go_on_compiled_goes_on_as_it_is(run: Any) -> None:
     forgotten()
     with pytest.raises(UsageError, match=r"compiled from meta step 0 on \(execution\.json\), which fails here"):
         run(way=Faked(compiled="whole", fails=fails), name="fixed", switch_at=0)
+
+
+class _Counting(Faked):
+    """Notes how many threads every eager gradient has."""
+
+    seen: ClassVar[list[int]] = []
+
+    def value_and_grad(self, strategy: Any, problem: Any) -> Any:
+        function = super().value_and_grad(strategy, problem)
+        if self.compiled is not None:
+            return function
+
+        def counted(*args: Any, **held: Any) -> Any:
+            self.seen.append(torch.get_num_threads())
+            return function(*args, **held)
+
+        return counted
+
+
+@pytest.mark.parametrize(
+    ("compiler", "expected"),
+    [(Compiler(polls=3), [1, 1, 1, 3]), (Compiler(polls=2, error="no compiler"), [1, 1, 3, 3])],
+    ids=["switched", "failed"],
+)
+def test_until_it_is_compiled_a_run_leaves_threads_to_the_compiler(
+    run: Any, monkeypatch: pytest.MonkeyPatch, compiler: Compiler, expected: list[int]
+) -> None:
+    monkeypatch.setattr(compiling, "shared_threads", lambda: (1, 1))
+    _Counting.seen.clear()
+    torch.set_num_threads(3)
+    try:
+        run(compiler=compiler, way=_Counting(compiled="whole"))
+    finally:
+        torch.set_num_threads(1)
+    assert _Counting.seen[:4] == expected
+
+
+def test_no_step_and_no_compiler_is_left_without_a_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cores, num_threads, expected in ((1, 1, (1, 1)), (2, 2, (1, 1)), (4, 4, (2, 2)), (64, 32, (32, 32))):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid, cores=cores: range(cores), raising=False)
+        monkeypatch.setattr(torch, "get_num_threads", lambda num_threads=num_threads: num_threads)
+        assert ahead.shared_threads() == expected
 
 
 def test_every_strategy_of_a_run_is_compiled(run: Any) -> None:

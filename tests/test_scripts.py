@@ -32,23 +32,25 @@ def script(name: str) -> ModuleType:
     return module
 
 
+# Torch's compiler uses, as it is imported, what torch warns of.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
 def test_the_gpu_suites_checks_pass_on_a_cpu(tmp_path: Path) -> None:
     assert script("gpu_suite").main(["--device", "cpu", "--out", str(tmp_path), "--checks-only"]) == 0
     report = json.loads((tmp_path / "suite.json").read_text())
     assert all(check["passed"] for check in report["checks"].values())
     assert report["checks"]["certified"]["error"] < 1e-6
     assert len(report["checks"]["gradients"]) == 7
+    assert len(report["checks"]["compiled"]) == 4
     assert set(report["checks"]["modules"]) == {"passed", "lstm", "gru", "attention", "convolution"}
 
 
-def test_a_failed_check_is_reported(tmp_path: Path) -> None:
+def test_a_failed_check_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     suite = script("gpu_suite")
 
     def wrong(device: torch.device) -> dict[str, object]:
         raise AssertionError("relative error 1e-1")
 
-    suite.CHECKS.clear()
-    suite.CHECKS["wrong"] = wrong
+    monkeypatch.setattr(sys.modules["gpu_checks"], "CHECKS", {"wrong": wrong})
     assert suite.main(["--device", "cpu", "--out", str(tmp_path), "--checks-only"]) == 1
     assert json.loads((tmp_path / "suite.json").read_text())["checks"]["wrong"]["error"] == "relative error 1e-1"
 
@@ -76,6 +78,28 @@ def test_a_row_stops_in_time_and_goes_on(tmp_path: Path) -> None:
     assert short["status"] == "finished"
     assert short["test"]["loss"]["num_episodes"] == 4
     assert short["published"] == "0.358"
+
+
+def test_the_suites_benchmark_stops_in_time_and_keeps_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, benchmark: Callable[[str], ModuleType]
+) -> None:
+    suite = script("gpu_suite")
+    assert set(suite.SPEED) <= set(benchmark("speed_cases").CASES)
+    bench = tmp_path / "bench.py"
+    monkeypatch.setattr(suite, "BENCH", bench)
+    options = {"out": tmp_path, "device": "cpu", "peers": None}
+    bench.write_text("import time; time.sleep(60)")
+    assert suite.run_speed("sinusoid-5", seconds=1, **options) == "unfinished"
+    bench.write_text("raise SystemExit(3)")
+    assert suite.run_speed("sinusoid-5", seconds=30, **options) == "failed with exit code 3"
+    (tmp_path / "speed.json").write_text(json.dumps({"measured": {"cases": {"sinusoid-5": {}}}}))
+    assert suite.run_speed("sinusoid-5", seconds=30, **options) == "finished"
+    assert suite.run_speed("sinusoid-50", seconds=30, **options) == "failed with exit code 3"
+    arguments = ["--device", "cpu", "--out", str(tmp_path), "--rows", "--speed", "sinusoid-5", "sinusoid-50"]
+    monkeypatch.setattr(sys.modules["gpu_checks"], "CHECKS", {})
+    assert suite.main(arguments) == 1
+    report = json.loads((tmp_path / "suite.json").read_text())
+    assert report["speed"] == {"sinusoid-5": "finished", "sinusoid-50": "failed with exit code 3"}
 
 
 def test_every_row_names_an_experiment() -> None:

@@ -215,14 +215,15 @@ def _steps_and_slope(name: str, device: torch.device | str) -> Any:
 def check_compiled(device: torch.device) -> dict[str, Any]:
     """Compiled meta-gradients in float64 against the eager loop on the CPU; on a GPU no call waits for the device."""
     torch.manual_seed(0)
-    model = functionalize(models.MLP(input_shape=(1,), num_outputs=1, hidden=(8, 8)).double())
-    maml = MAML(loss=losses.mean_squared_error, inner_lr=0.1, num_inner_steps=3)
+    model = functionalize(models.MLP(input_shape=(1,), num_outputs=1, hidden=(8,)).double())
+    maml = MAML(loss=losses.mean_squared_error, inner_lr=0.1, num_inner_steps=2)
     episodes = tree.cast(Sinusoid().episodes("train", range(4)), torch.float64)
     problem, meta = maml.problem(model), maml.init(model)
     expected = Loop().value_and_grad(Unrolled(), problem)(meta, episodes).grads
     there, given = tree.to(meta, device), tree.to(episodes, device)
     errors: dict[str, Any] = {}
-    for way in (Vmap(compiled="pieces"), Vmap(compiled="whole"), Loop(compiled="pieces")):
+    ways = (Vmap(compiled="pieces"), Vmap(compiled="whole"), Loop(compiled="pieces"))
+    for way in ways if device.type == "cuda" else ways[:1]:  # the tests compile enough on a CPU
         gradient = way.value_and_grad(Unrolled(), maml.problem(model.to(device)))
         gradient(there, given)
         with _no_waiting(device):

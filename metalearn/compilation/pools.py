@@ -1,7 +1,7 @@
 """Max-pooling by comparisons alone.
 
 Torch's compiler makes the way back through a max-pool of scattered atomic sums, the slowest part of a small
-convolutional network on a CPU (a third of a Conv-4's meta-gradient). Here each entry of a window asks whether it was
+convolutional network on a CPU. Here each entry of a window asks whether it was
 the largest, which is fused with what is before and after it, and runs over channels at once.
 """
 

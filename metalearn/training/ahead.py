@@ -42,7 +42,7 @@ def shared_threads() -> tuple[int, int]:
     """How many threads of torch the run takes while it is compiled beside it, and how many compilers run at once.
 
     Threads of one operation wait for one another: where there are more of them than cores, each step takes many times
-    as long (on two cores, 43 s of compiling were 172 steps of a small model, and 1,777 with threads that sleep).
+    as long. (Threads that sleep while they wait would do as well here, but make steps slower at all other times.)
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     compilers = max(1, cores // 2)

@@ -1,8 +1,8 @@
 """Max-pooling by comparisons alone.
 
 Torch's compiler makes the way back through a max-pool of scattered atomic sums, the slowest part of a small
-convolutional network on a CPU. Here each entry of a window asks whether it was
-the largest, which is fused with what is before and after it, and runs over channels at once.
+convolutional network on a CPU. Here each entry of a window asks whether it was the largest, which is fused with what is
+before and after it, and runs over channels at once.
 """
 
 from collections.abc import Callable, Sequence

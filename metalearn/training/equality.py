@@ -67,13 +67,19 @@ def difference(found: Tensors, eager: Tensors, *, execution: Any, exact: Exact) 
         exact: computes the same in float32; called where the precision is lower, or the error is large.
     """
     error, bound = relative_error(found, eager), _bound(eager, execution, exact)
-    if precision_of(execution) != "float32":
-        return Difference(error, bound)
-    for number in range(MOST_MOVES):
-        if not error > bound:
-            break
-        bound = max(bound, KINKS * relative_error(exact(partial(nudged, seed=number)), eager))
+    if precision_of(execution) == "float32" and error > bound:
+        moved = most_moved(lambda number: relative_error(exact(partial(nudged, seed=number)), eager), error)
+        bound = max(bound, KINKS * moved)
     return Difference(error, bound)
+
+
+def most_moved(moved: Callable[[int], float], error: float) -> float:
+    """The most that a gradient moves by itself (`moved` of 0, 1, …); looks until that is enough for an error."""
+    most = 0.0
+    for number in range(MOST_MOVES):
+        if KINKS * most < error:
+            most = max(most, moved(number))
+    return most
 
 
 def nudged(params: Tensors, *, seed: int) -> Tensors:

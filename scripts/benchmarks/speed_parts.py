@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from benchmarks.common import clock_of, interleaved_seconds, peak_megabytes
 from benchmarks.loops import Gradient, error, plain
 from benchmarks.speed_cases import Problem
 from benchmarks.speed_ways import WAYS, Way
-from metalearn.training.equality import KINKS, MOST_MOVES, nudged
+from metalearn.training.equality import KINKS, most_moved, nudged
 
 MOST_ERROR = {"float32": 1e-5, "float64": 1e-9}
 NUM_CHECKED_IN_DOUBLE = 2
@@ -116,24 +116,16 @@ def checked(way: Way, problem: Problem, device: str) -> tuple[dict[str, Any], Gr
             continue
         row = {"relative_error": errors}
         if name == "float32":
-            row["plain_by_rounding"] = _by_rounding(problem, device, errors[name])
+            row["plain_by_rounding"] = most_moved(partial(_moved, problem, device), errors[name])
         if name == "float64" or not errors[name] <= KINKS * row["plain_by_rounding"]:
             return {**row, "wrong": f"another gradient: {name}, {errors[name]:.1e}"}, None
         return row, gradient
     return {"relative_error": errors}, gradient
 
 
-def _by_rounding(problem: Problem, device: str, wanted: float) -> float:
-    """The most that the plain loop's gradient moves when parameters move by rounding; it looks until that is enough."""
-    most = 0.0
-    for number in range(MOST_MOVES):
-        if most * KINKS < wanted:
-            most = max(most, _moved(problem, device, number))
-    return most
-
-
 @cache
 def _moved(problem: Problem, device: str, number: int) -> float:
+    """How far the plain loop's gradient moves when parameters move by rounding."""
     work = problem.work(torch.float32, device)
     before = [grad.clone() for grad in plain(work)()]
     params = dict(work.module.named_parameters())

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
 from metalearn.compilation.factors import without_factors
@@ -90,7 +89,7 @@ def trace(function: Callable[[list[Tensor]], Sequence[Tensor]], inputs: Sequence
             return list(function(list(tensors)))
 
     with explained_reads():
-        first = make_fx(flat, DECOMPOSITIONS, "fake", _allow_non_fake_inputs=True)(*inputs)
+        first = _make_fx()(flat, DECOMPOSITIONS, "fake", _allow_non_fake_inputs=True)(*inputs)
         constants = _lifted(first)
         module = _without_writes(first) if any(map(writes, first.graph.nodes)) else first
     without_factors(module.graph)
@@ -150,6 +149,12 @@ def _lifted(module: fx.GraphModule) -> tuple[Tensor, ...]:
     return tuple(constants)
 
 
+def _make_fx() -> Any:
+    from torch.fx.experimental.proxy_tensor import make_fx  # where something is traced: sympy takes half a second
+
+    return make_fx
+
+
 def unfilled(value: Tensor) -> Tensor:
     """A contiguous tensor of the same shape, dtype and device, with any values."""
     return torch.empty(value.shape, dtype=value.dtype, device=value.device)
@@ -160,7 +165,7 @@ def _without_writes(module: fx.GraphModule) -> fx.GraphModule:
     functional = torch.func.functionalize(lambda *tensors: module(*tensors), remove="mutations")
     given = _unfaked([node.meta["val"] for node in module.graph.find_nodes(op="placeholder")])
     with torch.no_grad():
-        return make_fx(functional, tracing_mode="fake", _allow_non_fake_inputs=True)(*given)
+        return _make_fx()(functional, tracing_mode="fake", _allow_non_fake_inputs=True)(*given)
 
 
 def _unfaked(values: Sequence[Tensor]) -> list[Tensor]:

@@ -5,9 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._guards import TracingContext, tracing
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from metalearn.compilation.graphs import Graph
 from metalearn.compilation.operations import VIEWS, aten
@@ -119,6 +116,11 @@ def as_it_is(graph: Graph, forms: Sequence[Tensor] = ()) -> Callable[[list[Tenso
 
 def by_inductor(graph: Graph, forms: Sequence[Tensor]) -> Callable[[list[Tensor]], Sequence[Tensor]]:
     """Runs a graph as code that torch's compiler made of it, for inputs that lie in memory as these."""
+    # Imported where something is compiled: sympy takes half a second.
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
     # torch's cache on disk takes only what was compiled with a record of shapes, though there are none to record here.
     mode = FakeTensorMode(shape_env=ShapeEnv())
     with mode:  # not `from_tensor`, which makes a symbol of a single number, with whatever value it has

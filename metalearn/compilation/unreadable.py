@@ -3,21 +3,19 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
-
 from metalearn.diagnosis import line_of
 from metalearn.errors import UsageError
-
-_READS = (DataDependentOutputException, GuardOnDataDependentSymNode)
-
 
 @contextmanager
 def explained_reads() -> Iterator[None]:
     """Within it, a read of a tensor's value becomes a UsageError that says where it is."""
+    # Imported where something is traced: sympy takes half a second.
+    from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
     try:
         yield
-    except (*_READS, DynamicOutputShapeException) as error:
+    except (DataDependentOutputException, GuardOnDataDependentSymNode, DynamicOutputShapeException) as error:
         what = (
             "makes a tensor whose shape depends on values"
             if isinstance(error, DynamicOutputShapeException)

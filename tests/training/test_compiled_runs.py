@@ -174,6 +174,6 @@ def test_no_compiler_on_the_machine_is_told_in_a_line(
         raise RuntimeError("No working C++ compiler found")
 
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
-    with pytest.raises(ValueError, match=r"execution\.compile needs a C\+\+ compiler"):
+    with pytest.raises(ValueError, match=r"compiled execution needs a C\+\+ compiler"):
         train(make_experiment(execution=execution.Vmap(compiled="whole"), switch_at=3), tmp_path / "fixed")
     assert not (tmp_path / "fixed" / "checkpoints").exists()

@@ -1,6 +1,6 @@
 """The functional model: what a user calls."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from metalearn import random, tree
 from metalearn.errors import UsageError, did_you_mean
 from metalearn.functional.norms import STATISTICS, Norms
 from metalearn.functional.ownership import overlapping
+from metalearn.functional.parts import with_part
 from metalearn.functional.pool import SkeletonPool
 from metalearn.functional.running import Call
 from metalearn.functional.skeleton import places_of
@@ -123,6 +124,47 @@ class FunctionalModel:
             )
         return replace(self, _skeletons=self._skeletons.normalising(statistics))
 
+    def without(self, part: str) -> "FunctionalModel":
+        """This model with a submodule that returns its input: a backbone without its `"head"` gives features.
+
+        Its state is the part of this model's that is left. The user's module is not changed.
+
+        Raises:
+            UsageError: there is no such submodule.
+        """
+        known = self._skeletons.without
+        if part not in known:
+            known[part] = self.exchanging(part, lambda _: nn.Identity())
+        left: FunctionalModel = known[part]
+        params = {name: self.params[name] for name in left.params}
+        buffers = {name: self.buffers[name] for name in left.buffers}
+        return replace(left, params=params, buffers=buffers, rows=self.rows)
+
+    def exchanging(self, part: str, change: Callable[[nn.Module], nn.Module]) -> "FunctionalModel":
+        """This model with another module in the place of a submodule; the user's module is not changed.
+
+        State that both have stays as it is; what is new has the values of the new submodule.
+
+        Args:
+            part: the submodule's name.
+            change: from a copy of the submodule, whose tensors and dicts are still the user's, to what replaces it.
+
+        Raises:
+            UsageError: there is no such submodule.
+        """
+        module = with_part(self.module, part, change)
+        any_own = next(iter((*self.params.values(), *self.buffers.values())), torch.empty(0))
+
+        def state(named: Iterable[tuple[str, Tensor]], own: Tensors) -> Tensors:
+            new = {name: value for name, value in named if name not in own}
+            new = tree.to({name: value.detach().clone() for name, value in new.items()}, any_own.device)
+            return {**{name: own[name] for name, _ in named if name in own}, **new}
+
+        params = state([*module.named_parameters()], self.params)
+        buffers = state([*module.named_buffers()], self.buffers)
+        key = {RNG: self.buffers[RNG]} if RNG in self.buffers else {}
+        return _restored(module, params, {**buffers, **key}, self._modes(), self.rows)
+
     @property
     def training(self) -> bool:
         """Whether the module as a whole is in training mode."""
@@ -142,9 +184,10 @@ class FunctionalModel:
         return replace(self, params=move(self.params), buffers=move(self.buffers))
 
     def __reduce__(self) -> Any:
-        skeletons = self._skeletons
-        modes = (skeletons.own_modes, skeletons.training, skeletons.statistics)
-        return _restored, (self.module, self.params, self.buffers, modes, self.rows)
+        return _restored, (self.module, self.params, self.buffers, self._modes(), self.rows)
+
+    def _modes(self) -> Any:
+        return self._skeletons.own_modes, self._skeletons.training, self._skeletons.statistics
 
     def _in_mode(self, *, training: bool) -> "FunctionalModel":
         return replace(self, _skeletons=self._skeletons.in_mode(training=training))

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 from torch import nn
 
@@ -66,6 +67,7 @@ class SkeletonPool:
         self.held = self.norms.statistics if statistics in ("set", "running") else ()
         self.root_trains = bool(self._template.root.training)
         self._by_statistics: dict[Statistics | None, SkeletonPool] = {statistics: self}
+        self.without: dict[str, Any] = {}  # models without a part: an algorithm asks for the same one in every task
         self._by_mode: dict[bool, SkeletonPool] = {}  # so that model.eval() in a loop learns once what forward writes
 
     @property

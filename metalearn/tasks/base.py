@@ -27,14 +27,19 @@ class TaskSource(ABC):
         num_outputs: the ways of a classification, or the width of a regression's target.
         splits: the names that `episodes` knows, `("train", "val", "test")`.
 
-    Optional attributes; all but `ahead` are what `metalearn.load` needs to take a person's own examples as they are:
+    Optional attributes; the first four are what `metalearn.load` needs to take a person's own examples as they are:
 
     - `image_format`: the `metalearn.tasks.images.format.ImageFormat` by which files became inputs.
     - `standardisation`: `{"inputs": {"mean": [...], "std": [...]}, "targets": the same or None}`, one number a feature.
     - `label_names`: what each output stands for, where that is the same in all tasks.
+    - `scaled_uint8`: whether uint8 values were multiplied by 1/255 (True) or taken as they are (False).
     - `ahead`: how many meta-batches a run may draw at once, 1 where there is none. For a source that draws many
       episodes in the time of few, and whose episodes are the same to the last bit whichever others are drawn with them.
-    - `scaled_uint8`: whether uint8 values were multiplied by 1/255 (True) or taken as they are (False).
+    - `with_ways(ways, *, splits=None)`: the same classification with other ways, of some splits; for algorithms that
+      are trained with more of them than they are tested with (`algorithm.train_ways`).
+    - `num_training_classes` and `minibatches(num_examples)`: how many classes the training split has in all, and a
+      source of its examples labelled by their number among these, `num_examples` an episode, support and query set
+      alike; for plain training on all classes at once (`algorithm=pretraining`).
     """
 
     name: str

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from metalearn import random
-from metalearn.errors import UsageError
+from metalearn.errors import UsageError, did_you_mean
+from metalearn.tasks.all_classes import SPLIT, AllClasses
 from metalearn.tasks.base import TaskSource, check_count, check_flag, episode_keys
 from metalearn.tasks.classes import Classes
 from metalearn.tasks.counts import Count, span
@@ -112,6 +113,44 @@ class ClassificationSource(TaskSource):
     def num_classes(self, split: str) -> int:
         """How many classes the episodes of `split` draw from, rotations included."""
         return len(self.classes[split].counts) * (4 if self.rotations else 1)
+
+    @property
+    def num_training_classes(self) -> int | None:
+        """How many classes `minibatches` labels; None without a training split."""
+        return self.num_classes(SPLIT) if SPLIT in self.splits else None
+
+    def minibatches(self, num_examples: int) -> AllClasses:
+        """Plain classification of all training classes: minibatches in the form of episodes."""
+        if SPLIT not in self.splits:
+            raise UsageError(f"{self.name} has no split {SPLIT!r} to draw minibatches from.")
+
+        def gather(rows: Tensor, turns: Tensor | None, keys: Tensor) -> Tensor:
+            return self._gather(SPLIT, rows, turns, keys)
+
+        return AllClasses(
+            name=self.name,
+            classes=self.classes[SPLIT],
+            num_examples=num_examples,
+            rotations=self.rotations,
+            gather=gather,
+        )
+
+    def with_ways(self, ways: Count, *, splits: Sequence[str] | None = None) -> "ClassificationSource":
+        """The same source with other ways, of some of its splits; by default of all.
+
+        Raises:
+            UsageError: a split is unknown, or has too few classes.
+        """
+        other = copy.copy(self)
+        for split in splits or ():
+            if split not in self.splits:
+                raise UsageError(f"Unknown split {split!r}. {did_you_mean(split, self.splits)}")
+        other.splits = tuple(splits or self.splits)
+        other._ways = span("ways", ways, minimum=2)
+        other.ways = other.num_outputs = other._ways.high
+        for split in other.splits:
+            other._check_room(split)
+        return other
 
     def episodes(self, split: str, indices: Sequence[int] | Tensor, *, seed: int = 0) -> Episodes:
         """See `TaskSource.episodes`: inputs float32, images in [0, 1], `[task, ways * shots, *input_shape]`."""

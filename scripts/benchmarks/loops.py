@@ -15,7 +15,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from metalearn.models import Conv4
-from metalearn.tasks.images.torchvision_import import torchvision_module
+from metalearn.torchvision_import import torchvision_module
 
 WAYS = 5
 RATE = 0.01

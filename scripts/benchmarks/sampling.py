@@ -21,7 +21,7 @@ from metalearn.algorithms import MAML
 from metalearn.execution import Loop
 from metalearn.metagrad import Unrolled
 from metalearn.tasks import CifarFS, Omniglot
-from metalearn.tasks.images.torchvision_import import torchvision_module
+from metalearn.torchvision_import import torchvision_module
 from metalearn.types import Episodes
 
 TASKS = 16

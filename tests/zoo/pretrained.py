@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from metalearn.tasks.images.torchvision_import import torchvision_module
+from metalearn.torchvision_import import torchvision_module
 from tests.zoo.rows import Row, below, given, normal, padding
 
 _TINY = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 10}
@@ -20,7 +20,7 @@ def _resnet_row(*, training: bool) -> Row:
     images = given(normal(5, 3, 8, 8))
     return Row(
         _resnet18, images, training=training, num_inner_steps=1, slow=True, lr=1e-4,
-        step_sizes=(1e-4, 3e-5, 1e-5),
+        step_sizes=(1e-4, 3e-5, 1e-5), num_directions=1,
     )  # fmt: skip
 
 

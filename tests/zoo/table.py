@@ -3,6 +3,7 @@
 from tests.zoo import (
     activations,
     attention,
+    backbones,
     buffers,
     containers,
     convolutions,
@@ -27,6 +28,7 @@ _PARTS = (
     buffers,
     unusual,
     pretrained,
+    backbones,
 )
 
 

@@ -1,5 +1,6 @@
-"""CIFAR-FS: CIFAR-100's classes, split for few-shot learning."""
+"""CIFAR-FS and FC100: CIFAR-100's classes, split for few-shot learning."""
 
+from metalearn.tasks.cifar_fs.fc100 import FC100
 from metalearn.tasks.cifar_fs.source import CifarFS
 
-__all__ = ["CifarFS"]
+__all__ = ["FC100", "CifarFS"]

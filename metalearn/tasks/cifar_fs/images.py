@@ -12,7 +12,7 @@ from metalearn.errors import UsageError
 from metalearn.tasks.images.decoding import Pictures, TreePictures
 from metalearn.tasks.images.files import ImageTree, list_images
 from metalearn.tasks.images.format import ImageFormat, Pixels
-from metalearn.tasks.images.torchvision_import import torchvision_module
+from metalearn.torchvision_import import torchvision_module
 
 NUM_IMAGES = 600  # of each class
 FORMAT = ImageFormat((32, 32), color="rgb")

@@ -1,22 +1,12 @@
 """CIFAR-FS: the 100 classes of CIFAR-100, split for few-shot learning."""
 
-import json
-import os
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from metalearn.errors import UsageError
-from metalearn.tasks.base import check_path
-from metalearn.tasks.cache import cache_folder
-from metalearn.tasks.cifar_fs.images import FORMAT, download_cifar100, find_cifar100
-from metalearn.tasks.class_splits import SPLITS
+from metalearn.tasks.cifar_fs.images import FORMAT
+from metalearn.tasks.cifar_fs.loading import load_split
 from metalearn.tasks.classification import ClassificationSource
 from metalearn.tasks.counts import Count
-from metalearn.tasks.images.store import ImageStore, find_store, load_store, locked
-
-NAME = "cifar_fs"
 
 
 class CifarFS(ClassificationSource):
@@ -67,10 +57,9 @@ class CifarFS(ClassificationSource):
         Raises:
             UsageError: for data that is not found or damaged, episodes larger than the data.
         """
-        store = load_cifar_fs(root, download=download, cache_dir=cache_dir)
-        classes = {split: store.classes(class_names(split)) for split in SPLITS}
+        classes, details = load_split("cifar_fs", root, download=download, cache_dir=cache_dir)
         super().__init__(
-            name=NAME,
+            name="cifar_fs",
             classes=classes,
             ways=ways,
             shots=shots,
@@ -79,69 +68,5 @@ class CifarFS(ClassificationSource):
             rotations=rotations,
             augment=augment,
             image_format=FORMAT,
-            details={
-                "split_scheme": "CIFAR-FS (arXiv:1805.08136)",
-                "images": {split: int(each.counts.sum()) for split, each in classes.items()},
-                "image_format": FORMAT.to_dict(),
-            },
+            details={"split_scheme": "CIFAR-FS (arXiv:1805.08136)", **details},
         )
-
-
-@cache
-def class_names(split: str) -> tuple[str, ...]:
-    """The names of a split's classes, sorted."""
-    text = files("metalearn.tasks").joinpath("data").joinpath("cifar_fs_splits.json").read_text(encoding="utf-8")
-    return tuple(sorted(name for names in json.loads(text)[split].values() for name in names))
-
-
-def load_cifar_fs(root: str | Path | None, *, download: bool, cache_dir: str | Path | None) -> ImageStore:
-    """All images, class by class, from the first place that has them.
-
-    With a `root` nothing else is looked at. Without one: `$METALEARN_DATA/cifar100`, the cache, a download.
-
-    Raises:
-        UsageError: when no place has the data, with all that was tried; when a place has damaged data.
-    """
-    names = tuple(sorted(name for split in SPLITS for name in class_names(split)))
-    downloads = cache_folder(cache_dir) / "cifar100"
-    places = _default_places(downloads) if root is None else [check_path("root", root)]
-    for place in places:
-        if (pictures := find_cifar100(place, names)) is not None:
-            return load_store(NAME, pictures, cache_dir=cache_dir)
-    tried = [_looked_at(place) for place in places]
-    if root is not None:
-        raise UsageError(_not_found(tried, "correct `root` (task.root=…), or leave it out to search and download"))
-    if (store := find_store(NAME, names, FORMAT.shape, cache_dir=cache_dir)) is not None:
-        return store
-    if not download:
-        raise UsageError(_not_found([*tried, "no download (download=false)"]))
-    failure = _download(downloads)
-    pictures = None if failure else find_cifar100(downloads, names)
-    if pictures is None:
-        raise UsageError(_not_found([*tried, f"download through torchvision ({failure or 'it left no images'})"]))
-    return load_store(NAME, pictures, cache_dir=cache_dir)
-
-
-def _default_places(downloads: Path) -> list[Path]:
-    data = os.environ.get("METALEARN_DATA")
-    return [*([Path(data).expanduser() / "cifar100"] if data else []), downloads]
-
-
-def _download(folder: Path) -> str | None:
-    try:
-        with locked(folder, doing="downloading"):
-            return download_cifar100(folder)
-    except OSError as error:
-        return f"{type(error).__name__}: {error}"
-
-
-def _looked_at(place: Path) -> str:
-    return f"{place} ({'no CIFAR-100 in it' if place.exists() else 'no such folder'})"
-
-
-def _not_found(tried: list[str], fix: str = "set task.root to the zip or folder") -> str:
-    return (
-        f"CIFAR-100 was not found. Tried: {'; '.join(tried)}. Expected cifar100_png.zip or its folders,"
-        " <class>/{train,test}_<name>.png, or torchvision's cifar-100-python.\n"
-        f"To mend it, {fix}; `task=glyphs` is few-shot classification without data."
-    )

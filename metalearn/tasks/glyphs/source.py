@@ -1,5 +1,6 @@
 """The embedded default task: characters of invented scripts, drawn by the package itself, with Omniglot's protocol."""
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -69,7 +70,7 @@ class Glyphs(ClassificationSource):
         check_count("drawings", drawings)
         if isinstance(glyph_seed, bool) or not isinstance(glyph_seed, int):
             raise UsageError(f"`glyph_seed` must be a whole number, got {glyph_seed!r}.")
-        images = draw_world(glyph_seed, num_alphabets, characters, drawings)
+        images = _world(glyph_seed, num_alphabets, characters, drawings)
         members = _split(num_alphabets)
         self.alphabets = {split: part.repeat_interleave(characters) for split, part in members.items()}
         super().__init__(
@@ -101,6 +102,9 @@ def draw_world(glyph_seed: int, num_alphabets: int, characters: int, drawings: i
                 for start in range(0, num_alphabets, _ALPHABETS_AT_A_TIME)
             ]
         )
+
+
+_world = lru_cache(maxsize=1)(draw_world)  # it takes seconds, and a process often has several sources of one world
 
 
 def _draw(keys: Tensor, characters: int, drawings: int) -> Tensor:

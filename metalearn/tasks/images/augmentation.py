@@ -1,5 +1,6 @@
 """Augmentation of training images by transforms of torchvision v2, each image on its own, as a function of keys."""
 
+import importlib
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,8 +11,8 @@ from torch import Generator, Tensor
 from metalearn import random
 from metalearn.errors import UsageError, did_you_mean
 from metalearn.tasks.images.augmentation_steps import Step, batched_step
-from metalearn.tasks.images.torchvision_import import torchvision_module
 from metalearn.tasks.seeded import borrowed_generators
+from metalearn.torchvision_import import torchvision_module
 
 _NUM_TRIALS = 16
 _HOLDS_TRANSFORMS = "transforms"  # the argument of Compose, RandomApply, RandomChoice and RandomOrder
@@ -60,7 +61,8 @@ class Augmentation:
         """The augmentation that a user described.
 
         Args:
-            augment: a v2 transform, the name of one, a mapping of its `name` and arguments, or a list of these.
+            augment: a v2 transform, the name of one, a mapping of its `name` and arguments, or a list of these. A
+                mapping with `_target_: my_module.MyTransform` in place of `name` is a class of one's own.
             image_shape: of the images it will get, `(channel, height, width)`.
 
         Raises:
@@ -149,28 +151,51 @@ def _at_once(steps: Sequence[Step], images: Tensor, keys: Sequence[int]) -> Tens
 def _transform(described: Any) -> Any:
     """One transform from its name, a mapping of its name and arguments, or itself."""
     if isinstance(described, str):
-        return _build(described, {})
+        return _build(described, _of_torchvision(described), {})
     if isinstance(described, Mapping):
-        arguments = {str(key): value for key, value in described.items() if key != "name"}
-        if not isinstance(described.get("name"), str):
+        arguments = {str(key): value for key, value in described.items() if key not in ("name", "_target_")}
+        name, target = described.get("name"), described.get("_target_")
+        if isinstance(target, str) and name is None:
+            return _build(target, _of_ones_own(target), arguments)
+        if not isinstance(name, str) or target is not None:
             raise UsageError(
-                f"augment: {dict(described)} names no transform. Write {{name: RandomCrop, size: 32, padding: 4}}."
+                f"augment: {dict(described)} names no transform. Write {{name: RandomCrop, size: 32, padding: 4}}, or"
+                " {_target_: my_module.MyTransform, …}."
             )
-        return _build(described["name"], arguments)
+        return _build(name, _of_torchvision(name), arguments)
     return described
 
 
-def _build(name: str, arguments: dict[str, Any]) -> Any:
+def _of_torchvision(name: str) -> Any:
     known = _known_transforms()
     if name not in known:
         raise UsageError(f"augment: torchvision.transforms.v2 has no {name!r}. {did_you_mean(name, known)}")
-    accepted = inspect.signature(known[name]).parameters
+    return known[name]
+
+
+def _of_ones_own(target: str) -> Any:
+    """The class that `my_module.MyTransform` names."""
+    v2 = torchvision_module("transforms.v2")  # first: that module will import torchvision itself
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except Exception as error:  # a module of somebody's own raises what it likes
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UsageError(f"augment: _target_={target} can not be imported ({reason}).") from error
+    if not inspect.isclass(found) or not issubclass(found, v2.Transform):
+        raise UsageError(f"augment: _target_={target} is no class derived from torchvision.transforms.v2.Transform.")
+    return found
+
+
+def _build(name: str, kind: Any, arguments: dict[str, Any]) -> Any:
+    accepted = inspect.signature(kind).parameters
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in accepted.values())
     for argument in arguments:
-        if argument not in accepted:
+        if argument not in accepted and not takes_any:
             raise UsageError(f"augment: {name} takes no {argument!r}. {did_you_mean(argument, accepted)}")
     arguments = {argument: _argument(argument, value) for argument, value in arguments.items()}
     try:
-        return known[name](**arguments)
+        return kind(**arguments)
     except UsageError:
         raise
     except Exception as error:  # torchvision raises what it likes for a wrong argument

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from metalearn.tasks.images.torchvision_import import torchvision_module
 from metalearn.tasks.seeded import seeded
+from metalearn.torchvision_import import torchvision_module
 
 _NOT_ERASED = (0, 0, 0, 0)
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from metalearn.errors import UsageError, did_you_mean
 from metalearn.tasks.base import check_count
-from metalearn.tasks.images.torchvision_import import torchvision_module
 from metalearn.tasks.interop.taskset_source import TasksetSource
 from metalearn.tasks.seeded import seeded
+from metalearn.torchvision_import import torchvision_module
 
 _SPLIT_NAMES = {"validation": "val"}  # what learn2learn calls the split that is `val` here
 _BENCHMARK_OPTIONS = {"mini-imagenet": {"data_augmentation": "normalize"}}  # its inputs would be 0 … 255

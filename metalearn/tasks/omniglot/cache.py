@@ -15,9 +15,9 @@ import numpy.typing as npt
 from metalearn.errors import UsageError
 from metalearn.tasks import cache as shared_cache
 from metalearn.tasks.base import check_path
-from metalearn.tasks.images.torchvision_import import torchvision_module
 from metalearn.tasks.omniglot.images import NUM_DRAWINGS, RawOmniglot, find_raw
 from metalearn.tasks.omniglot.splits import character_names
+from metalearn.torchvision_import import torchvision_module
 
 _logger = logging.getLogger(__name__)
 Images = npt.NDArray[np.uint8]

@@ -14,7 +14,7 @@ from PIL import Image
 
 from metalearn import tasks
 from metalearn.tasks import CifarFS
-from metalearn.tasks.cifar_fs.source import SPLITS, class_names
+from metalearn.tasks.cifar_fs.loading import SPLITS, class_names
 from metalearn.tasks.images import store
 
 
@@ -26,7 +26,7 @@ def source(cifar_root: Path, shared_cache: Path) -> CifarFS:
 @pytest.mark.parametrize("split", SPLITS)
 def test_the_split_is_the_published_one(cifar_root: Path, split: str) -> None:
     published = json.loads((cifar_root.parent / "splits" / "cifar-fs" / f"{split}.json").read_text())
-    assert sorted(name for _, name in published) == list(class_names(split))
+    assert sorted(name for _, name in published) == list(class_names("cifar_fs", split))
     carried = json.loads(Path(tasks.__file__).with_name("data").joinpath("cifar_fs_splits.json").read_text())
     assert {(above, name) for above, names in carried[split].items() for name in names} == {
         (above, name) for above, name in published
@@ -34,8 +34,8 @@ def test_the_split_is_the_published_one(cifar_root: Path, split: str) -> None:
 
 
 def test_the_splits_are_apart() -> None:
-    assert [len(class_names(split)) for split in SPLITS] == [64, 16, 20]
-    assert len({name for split in SPLITS for name in class_names(split)}) == 100
+    assert [len(class_names("cifar_fs", split)) for split in SPLITS] == [64, 16, 20]
+    assert len({name for split in SPLITS for name in class_names("cifar_fs", split)}) == 100
 
 
 @pytest.mark.slow

@@ -11,15 +11,16 @@ import pytest
 import torch
 
 from metalearn.errors import UsageError
-from metalearn.tasks import CifarFS
+from metalearn.tasks import FC100, CifarFS
 from metalearn.tasks.cifar_fs import images as cifar_images
-from metalearn.tasks.cifar_fs import source as cifar_fs
-from metalearn.tasks.cifar_fs.source import SPLITS, class_names
-from metalearn.tasks.images.torchvision_import import torchvision_module
+from metalearn.tasks.cifar_fs import loading
+from metalearn.tasks.cifar_fs.loading import SPLITS, class_names
+from metalearn.tasks.images import store
+from metalearn.torchvision_import import torchvision_module
 from tests.tasks.pictures import noise, pixels_of, write_folder, write_zip
 
 # Six images of each class stand for the six hundred.
-NAMES = tuple(sorted(name for split in SPLITS for name in class_names(split)))
+NAMES = tuple(sorted(name for split in SPLITS for name in class_names("cifar_fs", split)))
 FEW = 6  # images of a class, of which torchvision counts one as a test image
 
 
@@ -90,10 +91,29 @@ def test_every_form_and_place_gives_the_same_images(
     expected = [
         pixels_of(few[member])
         for split in SPLITS
-        for name in class_names(split)
-        for member in sorted(each for each in few if each.startswith(f"{name}/"))
+        for name in class_names("cifar_fs", split)
+        for member in _members(few, name)
     ]
     assert np.array_equal(stored(load(root=root)).numpy(), np.stack(expected))
+
+
+def test_fc100_reads_the_same_pictures_out_of_the_same_store(
+    few: dict[str, bytes], few_are_all: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_zip(tmp_path / "a.zip", few)
+    other = load(root=root)
+    monkeypatch.setattr(store, "decoded", lambda *_, **__: pytest.fail("it was decoded before"))
+    source = FC100(root=root, query_shots=2, download=False)
+    for split in SPLITS:
+        assert source.class_names[split] == class_names("fc100", split)
+        expected = [pixels_of(few[member]) for name in class_names("fc100", split) for member in _members(few, name)]
+        assert np.array_equal(source.images[split].flatten(0, 1).numpy(), np.stack(expected))
+    assert source.protocol()["images"] == {"train": 60 * FEW, "val": 20 * FEW, "test": 20 * FEW}
+    assert source.episodes("val", [0]).query[0].shape == other.episodes("val", [0]).query[0].shape
+
+
+def _members(files: dict[str, bytes], name: str) -> list[str]:
+    return sorted(each for each in files if each.startswith(f"{name}/"))
 
 
 def test_the_splits_share_one_tensor_which_is_moved_once(
@@ -172,7 +192,7 @@ def test_without_data_everything_that_was_tried_is_listed(tmp_path: Path, monkey
 
 
 def test_a_root_is_the_only_place_that_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cifar_fs, "download_cifar100", lambda _: pytest.fail("a root must not lead to a download"))
+    monkeypatch.setattr(loading, "download_cifar100", lambda _: pytest.fail("a root must not lead to a download"))
     with pytest.raises(UsageError, match=r"Tried: .*nothing \(no such folder\)\. Expected .*\n.*correct `root`"):
         CifarFS(root=tmp_path / "nothing")
 
@@ -216,7 +236,7 @@ def test_what_is_not_the_whole_cifar100_is_refused(
 
 @pytest.mark.parametrize("place", ["cifar100_png", "."])
 def test_a_folder_without_its_first_class_is_not_passed_over(few: dict[str, bytes], tmp_path: Path, place: str) -> None:
-    first = class_names("train")[0]
+    first = class_names("cifar_fs", "train")[0]
     write_folder(tmp_path / place, {name: content for name, content in few.items() if not name.startswith(f"{first}/")})
     with pytest.raises(UsageError, match=rf"lacks 1 of CIFAR-100's 100 classes, '{first}' first"):
         load(root=tmp_path)

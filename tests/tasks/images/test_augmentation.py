@@ -2,6 +2,7 @@
 
 import pickle
 import random as python_random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from metalearn import random
 from metalearn.errors import UsageError
 from metalearn.tasks import ClassificationSource
 from metalearn.tasks.images.augmentation import Augmentation
-from metalearn.tasks.images.torchvision_import import torchvision_module
+from metalearn.torchvision_import import torchvision_module
 
 v2 = torchvision_module("transforms.v2")
 
@@ -125,6 +126,40 @@ def test_a_subclass_is_called_and_not_imitated() -> None:
     augment = Augmentation.of(Darker(p=1.0), image_shape=(3, 12, 12))
     assert not augment.is_batched
     torch.testing.assert_close(augment(images(), keys()), images() * 0.5)
+
+
+OWN = """
+import torch
+from metalearn.torchvision_import import torchvision_module
+
+class Speckle(torchvision_module("transforms.v2").Transform):
+    def __init__(self, strength: float) -> None:
+        super().__init__()
+        self.strength = strength
+
+    def transform(self, inpt, params):
+        return inpt + self.strength * torch.randn(inpt.shape)
+"""
+
+
+def test_a_class_of_ones_own_is_named_by_its_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_transforms.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    described = {"_target_": "own_transforms.Speckle", "strength": 0.5}
+    augment = Augmentation.of([described, "RandomHorizontalFlip"], image_shape=(3, 12, 12))
+    made = augment(images(), keys())
+    assert torch.equal(made, one_by_one(augment, images(), keys())), "a function of the key"
+    assert (
+        0.45 < float(Augmentation.of(described, image_shape=(3, 12, 12))(images(), keys()).sub(images()).std()) < 0.55
+    )
+    for wrong, text in (
+        ({**described, "_target_": "own_transforms.Sparkle"}, "own_transforms.Sparkle can not be imported"),
+        ({**described, "_target_": "pathlib.Path"}, "pathlib.Path is no class derived from"),
+        ({**described, "strenght": 1}, "own_transforms.Speckle takes no 'strenght'. Did you mean 'strength'"),
+        ({**described, "name": "RandomCrop"}, "names no transform"),
+    ):
+        with pytest.raises(UsageError, match=text):
+            Augmentation.of(wrong, image_shape=(3, 12, 12))
 
 
 def test_no_images_and_no_transforms() -> None:

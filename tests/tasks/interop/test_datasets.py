@@ -12,8 +12,8 @@ from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, Te
 from metalearn.errors import PluginError, UsageError
 from metalearn.tasks import from_dataset
 from metalearn.tasks.checks import batch_findings
-from metalearn.tasks.images.torchvision_import import torchvision_module
 from metalearn.tasks.interop import datasets
+from metalearn.torchvision_import import torchvision_module
 
 SMALL: dict[str, Any] = {"ways": 2, "shots": 1, "query_shots": 2}
 

@@ -5,13 +5,13 @@ import sys
 
 import pytest
 
-from metalearn.tasks.images.torchvision_import import torchvision_module
+from metalearn.torchvision_import import torchvision_module
 
 
 @pytest.mark.parametrize(("name", "attribute"), [("datasets", "CIFAR100"), ("transforms.v2", "RandomCrop")])
 def test_a_module_is_imported_in_a_new_process(name: str, attribute: str) -> None:
     code = (
-        "from metalearn.tasks.images.torchvision_import import torchvision_module as module\n"
+        "from metalearn.torchvision_import import torchvision_module as module\n"
         f"assert module('{name}') is module('{name}'); print(module('{name}').{attribute}.__name__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -41,6 +41,7 @@ class Summary:
         points: every point with its outcome.
         rows: one a point.
         over_seeds: one for every setting, where the seed was swept beside others; else empty.
+        seeds_alone: the one over all points, where nothing but the seed was swept; else None.
         best: the index of the best on validation in `over_seeds`, or in `rows` where that is empty. The test plays no
             part; `None` where nothing was validated.
     """
@@ -51,6 +52,7 @@ class Summary:
     rows: tuple[Row, ...]
     over_seeds: tuple[Row, ...]
     best: int | None
+    seeds_alone: Row | None = None
 
     @property
     def settings(self) -> tuple[Row, ...]:
@@ -76,6 +78,7 @@ def summarise(points: Sequence[tuple[Point, Outcome]], keys: Sequence[str]) -> S
         rows=rows,
         over_seeds=over_seeds,
         best=_best(over_seeds or rows, metric),
+        seeds_alone=_together(rows, ()) if SEED in keys and not beside and len(rows) > 1 else None,
     )
 
 

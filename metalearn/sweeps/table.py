@@ -55,7 +55,8 @@ def write_json(summary: Summary, directory: Path, *, command: str) -> None:
     ]
     data: dict[str, Any] = {"command": command, "keys": list(summary.keys), "metric": summary.metric}
     data["best_on_validation"] = None if summary.best is None else _as_data(summary.settings[summary.best])
-    data |= {"over_seeds": [_as_data(row) for row in summary.over_seeds], "points": points}
+    over_seeds = summary.over_seeds or ((summary.seeds_alone,) if summary.seeds_alone is not None else ())
+    data |= {"over_seeds": [_as_data(row) for row in over_seeds], "points": points}
     _write(directory / JSON, json.dumps(data, indent=1, default=dict) + "\n")
 
 
@@ -84,6 +85,15 @@ def print_table(summary: Summary, stream: TextIO | None = None) -> None:
     spread = "mean ± standard deviation over seeds" if over_seeds else "mean ± 95% interval over episodes"
     star = "; * best on validation" if summary.best is not None else "; no validation, so no best"
     print(f"{spread}{star}", file=stream)
+    if summary.seeds_alone is not None:
+        print(_over_the_seeds(summary.seeds_alone, summary.metric), file=stream)
+
+
+def _over_the_seeds(row: Row, metric: str) -> str:
+    if not row.means:
+        return f"over the seeds: no mean, as {row.status} are finished"
+    found = [f"{_HEADINGS[split]} {metric} {_measured(row, split, metric)}" for split in SPLITS if split in row.means]
+    return f"over {row.count} seeds: {', '.join(found)} (mean ± standard deviation over seeds)"
 
 
 def _measured(row: Row, split: str, metric: str) -> str:

@@ -64,6 +64,25 @@ def test_seeds_alone_are_not_averaged_away() -> None:
     found = swept({"seed": 0, "val": 0.1}, {"seed": 1, "val": 0.2})
     assert found.over_seeds == ()
     assert found.shown_keys == ("seed",)
+    assert len(found.settings) == 2
+
+
+def test_seeds_alone_have_their_mean_and_deviation_too(tmp_path: Path) -> None:
+    rows = [{"seed": seed, "val": val, "test": 0.5} for seed, val in enumerate((0.1, 0.2, 0.6))]
+    found = swept(*rows, folder=tmp_path)
+    assert found.seeds_alone is not None
+    assert found.seeds_alone.means["val"] == pytest.approx(0.3)
+    assert found.seeds_alone.spreads["val"] == pytest.approx(math.sqrt(0.07))  # (0.04 + 0.01 + 0.09) / 2
+    text = io.StringIO()
+    print_table(found, text)
+    last = text.getvalue().splitlines()[-1]
+    assert last.startswith("over 3 seeds: validation accuracy 30.00% ± 26.46%, test accuracy 50.00% ± 0.00%")
+    finish(found, tmp_path, command="seed=0,1,2")
+    assert json.loads((tmp_path / "sweep.json").read_text())["over_seeds"][0]["count"] == 3
+    failed = swept(rows[0], {"seed": 1, "status": "failed"})
+    assert failed.seeds_alone is not None
+    assert failed.seeds_alone.means == {}
+    assert swept({"x": 1, "val": 0.5}, {"x": 2, "val": 0.5}).seeds_alone is None
 
 
 def test_a_mean_over_seeds_needs_all_of_them() -> None:

@@ -16,53 +16,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from gpu_checks import run_checks
+from gpu_rows import ROWS, Row
 
 INTERRUPTED = 130
 BENCH = Path(__file__).resolve().parent / "bench.py"
-
-
-@dataclass(frozen=True)
-class Row:
-    """A paper's protocol: the run, and the number published for it."""
-
-    name: str
-    overrides: tuple[str, ...]
-    published: str
-    source: str
-
-
-ROWS = (
-    Row(
-        "omniglot_5way_1shot",
-        ("experiment=omniglot_5way_1shot_paper",),
-        "98.7 ± 0.4 % after 3 inner steps",
-        "Finn et al. 2017, arXiv:1703.03400, table 1",
-    ),
-    Row(
-        "omniglot_20way_1shot",
-        ("experiment=omniglot_20way_1shot",),
-        "95.8 ± 0.3 % after 5 inner steps",
-        "Finn et al. 2017, arXiv:1703.03400, table 1",
-    ),
-    Row(
-        "cifar_fs_5way_1shot",
-        ("experiment=cifar_fs_5way_1shot_paper",),
-        "58.9 ± 1.9 %",
-        "Bertinetto et al. 2019, arXiv:1805.08136, table 1",
-    ),
-    Row(
-        "cifar_fs_5way_5shot",
-        ("experiment=cifar_fs_5way_5shot_paper",),
-        "71.5 ± 1.0 %",
-        "Bertinetto et al. 2019, arXiv:1805.08136, table 1",
-    ),
-)
 
 
 SPEED = ("sinusoid-5", "sinusoid-50", "omniglot-5way-32-strided", "omniglot-20way-16-strided")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "metalearn"
-LEAVES = {"errors", "types", "random", "tree", "losses", "files", "patterns"}
+LEAVES = {"errors", "types", "random", "tree", "losses", "files", "patterns", "torchvision_import"}
 # What a room may import of ours beside the leaves and itself: the rooms below it.
 BELOW: dict[str, set[str]] = {
     "errors": set(),
@@ -16,6 +16,7 @@ BELOW: dict[str, set[str]] = {
     "losses": set(),
     "files": set(),
     "patterns": set(),
+    "torchvision_import": set(),
     "models": set(),
     "tasks": set(),
     "optim": set(),
@@ -44,6 +45,7 @@ BELOW: dict[str, set[str]] = {
     "train": {"config", "sweeps", "training"},
     "compile_ahead": {"config", "training"},
     "evaluate": {"config", "training"},
+    "compare": {"config", "training"},
     "testing": {
         "metagrad", "inner", "problem", "optim", "functional", "execution", "algorithms", "tasks", "models", "state",
     },
@@ -55,6 +57,7 @@ TASKS_BELOW: dict[str, set[str]] = {
     "tables": set(),
     "cifar_fs": {"images"},
     "glyphs": {"images"},
+    "mini_imagenet": {"images"},
     "omniglot": {"images"},
     "interop": {"images"},
     "classification": {"images"},  # a file, and only to augment

@@ -406,7 +406,9 @@ def test_a_mistake_in_a_process_of_its_own() -> None:
     assert err == "metalearn: task=omniglott: there is no such task. Did you mean 'omniglot'?\n"
 
 
-@pytest.mark.parametrize(("module", "expected"), [("train", "custom, glyphs"), ("evaluate", "run=DIR")])
+@pytest.mark.parametrize(
+    ("module", "expected"), [("train", "custom, fc100, glyphs"), ("evaluate", "run=DIR"), ("compare", "run=A run=B")]
+)
 def test_help_lists_what_there_is(module: str, expected: str) -> None:
     code, out, err = finished(process(module, "--help"))
     assert code == 0, err

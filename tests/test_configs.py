@@ -34,11 +34,13 @@ NEEDS_A_TARGET = {
     "model=custom": "model._target_=torch.nn.Identity",
 }
 
+OF_CIFAR = ("experiment=cifar_fs", "task=cifar_fs", "task=fc100")
 # Built from data of their own below; task=learn2learn in tests/tasks/interop/test_learn2learn.py, where the package is.
 NEEDS_DATA = (
-    *("experiment=omniglot", "task=omniglot", "experiment=cifar_fs", "task=cifar_fs"),
-    *("task=image_folder", "task=learn2learn", "task=arrays"),
+    *("experiment=omniglot", "task=omniglot", *OF_CIFAR),
+    *("task=mini_imagenet", "task=image_folder", "task=learn2learn", "task=arrays"),
 )
+OF_IMAGES = ("model=conv4", "model=resnet12", "model=torchvision")
 
 
 def composed(*overrides: str) -> TrainConfig:
@@ -56,7 +58,10 @@ def test_there_is_a_choice_for_every_group() -> None:
     assert {"task", "model", "algorithm", "inner", "metagrad", "execution", "meta", "eval", "logger"} <= groups
 
 
-@pytest.mark.parametrize("choice", CHOICES)
+BUILT = [choice for choice in CHOICES if choice not in NEEDS_A_TARGET and not choice.startswith(NEEDS_DATA)]
+
+
+@pytest.mark.parametrize("choice", sorted({*CHOICES} - {*BUILT}))  # the others below
 def test_every_choice_composes(choice: str) -> None:
     config = composed(choice, *([NEEDS_A_TARGET[choice]] if choice in NEEDS_A_TARGET else []))
     assert config.meta.num_steps > 0
@@ -68,10 +73,10 @@ def test_evaluate_composes() -> None:
         assert compose("evaluate").split == "test"
 
 
-@pytest.mark.parametrize("choice", [c for c in CHOICES if c not in NEEDS_A_TARGET and not c.startswith(NEEDS_DATA)])
+@pytest.mark.parametrize("choice", BUILT)
 def test_what_a_choice_names_is_built(choice: str) -> None:
     # The sinusoid and the small model make the other groups' choices cheap to build.
-    task = [] if choice.startswith(("task=", "experiment=", "model=conv4")) else ["task=sinusoid"]
+    task = [] if choice.startswith(("task=", "experiment=", *OF_IMAGES)) else ["task=sinusoid"]
     built = build_experiment(composed(*task, choice, "device=cpu"))
     assert isinstance(built, Experiment)
     assert sum(parameter.numel() for parameter in built.module.parameters()) > 0
@@ -85,8 +90,8 @@ def test_what_names_omniglot_is_built(choice: str, omniglot_root: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("choice", [c for c in CHOICES if c.startswith(("experiment=cifar_fs", "task=cifar_fs"))])
-def test_what_names_cifar_fs_is_built(choice: str, cifar_root: Path, shared_cache: Path) -> None:
+@pytest.mark.parametrize("choice", [c for c in CHOICES if c.startswith(OF_CIFAR)])
+def test_what_names_cifar_is_built(choice: str, cifar_root: Path, shared_cache: Path) -> None:
     places = (f"task.root={cifar_root}", f"task.cache_dir={shared_cache}")
     built = build_experiment(composed(choice, "device=cpu", *places))
     episodes = built.source.episodes("train", [0], seed=0)

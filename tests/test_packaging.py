@@ -96,6 +96,6 @@ def test_a_run_from_another_folder(installed: Path, tmp_path: Path) -> None:
     run(installed / "python", "-m", "metalearn.evaluate", "run=run", cwd=tmp_path)
 
 
-@pytest.mark.parametrize("script", ["metalearn-train", "metalearn-evaluate", "metalearn-adapt"])
+@pytest.mark.parametrize("script", ["metalearn-train", "metalearn-evaluate", "metalearn-compare", "metalearn-adapt"])
 def test_help_of_the_installed_scripts(script: str, installed: Path, tmp_path: Path) -> None:
     assert "python -m metalearn." in run(installed / script, "--help", cwd=tmp_path)

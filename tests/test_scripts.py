@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from argparse import Namespace
@@ -17,6 +18,7 @@ import pytest
 import torch
 
 from metalearn.tasks import Glyphs
+from tests.test_configs import composed
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
@@ -104,8 +106,13 @@ def test_the_suites_benchmark_stops_in_time_and_keeps_what_it_has(
 
 def test_every_row_names_an_experiment() -> None:
     experiments = {path.stem for path in (SCRIPTS.parent / "configs" / "experiment").glob("*.yaml")}
-    for row in script("gpu_suite").ROWS:
+    rows = script("gpu_suite").ROWS
+    assert len({row.name for row in rows}) == len(rows) == 36
+    for row in rows:
         assert row.overrides[0].removeprefix("experiment=") in experiments
+        config = composed(*row.overrides)
+        ways, shots = re.fullmatch(r".*_(\d+)way_(\d)shot.*", row.name).groups()
+        assert (config.task["ways"], config.task["shots"]) == (int(ways), int(shots))
 
 
 @pytest.fixture

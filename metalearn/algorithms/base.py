@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from metalearn.functional import FunctionalModel
+from metalearn import random
+from metalearn.functional import RNG, FunctionalModel
 from metalearn.losses import Loss
 from metalearn.normalisation import Model
 from metalearn.problem import Problem
@@ -22,6 +23,46 @@ class Algorithm(ABC):
     @abstractmethod
     def problem(self, model: FunctionalModel) -> Problem:
         """The bilevel problem that meta-training solves."""
+
+    def test_problem(self, model: FunctionalModel) -> Problem:
+        """The problem of validation and test, for algorithms that train on another one; by default the same."""
+        return self.problem(model)
+
+    def training_source(self, source: Any) -> Any:
+        """Where meta-training draws its episodes from, for algorithms that need other ones; by default `source`."""
+        return source
+
+    @property
+    def has_inner_steps(self) -> bool:
+        """Whether a task is adapted to by inner steps, whose number is a choice."""
+        return True
+
+    @property
+    def serves_fewer_classes(self) -> bool:
+        """Whether it may be tested with fewer classes than it was trained with, having no head made for them."""
+        return False
+
+    def protocol(self) -> dict[str, Any]:
+        """What the protocol card should say of it beside its inner loop, as plain data."""
+        return {}
+
+    def at(self, meta_step: int) -> "Algorithm":
+        """The algorithm of one meta step, counted from 0, for those that change during training; by default itself."""
+        return self
+
+    def held(self, meta_step: int) -> Tensors:
+        """Numbers that `problem` finds among its model's buffers at this meta step: what changes at every step.
+
+        As tensors, so that nothing is compiled anew for them. None by default.
+        """
+        return {}
+
+    def check_strategy(self, strategy: Any) -> None:  # noqa: B027 (none is refused by default)
+        """Refuses a strategy that makes no sense with the algorithm; by default none.
+
+        Raises:
+            UsageError: with the reason.
+        """
 
     @abstractmethod
     def adapt(self, model: FunctionalModel, meta: Tensors, buffers: Tensors, support: Batch) -> Any:
@@ -40,3 +81,10 @@ def loss_of(loss: Loss, model: Model, params: Tensors, buffers: Tensors, batch: 
     outputs, buffers = model(params, buffers, inputs)
     value, metrics = loss(outputs, *rest)
     return value, Aux(buffers, metrics)
+
+
+def keyed(buffers: Tensors, key: Tensor | None) -> Tensors:
+    """The buffers with the episode's key folded into the model's: tasks draw different dropout masks."""
+    if key is None or RNG not in buffers:
+        return buffers
+    return {**buffers, RNG: random.fold_in(buffers[RNG], key)}

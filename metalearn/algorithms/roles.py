@@ -36,6 +36,12 @@ class Roles:
         inner, _ = _parted(model, adapted, what="adapted")
         return cls(frozenset(inner), *_parted(model, learned, what="learned"))
 
+    def without_learning(self, prefix: str) -> "Roles":
+        """These roles, but that nothing is learned whose name begins with `prefix`."""
+        ours = {name: value for name, value in self.learned.items() if name.startswith(prefix)}
+        learned = {name: value for name, value in self.learned.items() if name not in ours}
+        return Roles(self.adapted, learned, {**self.fixed, **ours})
+
     def start(self, meta: Tensors) -> Tensors:
         """Where the inner loop starts: what it adapts, learned (`"init.…"` in `meta`) or not."""
         return {name: value for name, value in self._whole(meta).items() if name in self.adapted}

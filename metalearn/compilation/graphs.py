@@ -165,7 +165,8 @@ def _without_writes(module: fx.GraphModule) -> fx.GraphModule:
     functional = torch.func.functionalize(lambda *tensors: module(*tensors), remove="mutations")
     given = _unfaked([node.meta["val"] for node in module.graph.find_nodes(op="placeholder")])
     with torch.no_grad():
-        return _make_fx()(functional, tracing_mode="fake", _allow_non_fake_inputs=True)(*given)
+        found: fx.GraphModule = _make_fx()(functional, tracing_mode="fake", _allow_non_fake_inputs=True)(*given)
+    return found
 
 
 def _unfaked(values: Sequence[Tensor]) -> list[Tensor]:

@@ -32,10 +32,16 @@ def with_reshapes(graph: fx.Graph) -> None:
 
 
 def once_each(graph: fx.Graph) -> None:
-    """Does what is done more than once, on the same inputs, once, in place."""
+    """Does what is done more than once, on the same inputs, once, in place.
+
+    Two copies that batch norms write their statistics into stay two.
+    """
     found: dict[Any, fx.Node] = {}
+    written = {argument for node in graph.nodes if writes(node) for argument in node.all_input_nodes}
     for node in list(graph.nodes):
         if node.op != "call_function" or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            continue
+        if node in written:
             continue
         first = found.setdefault((node.target, _hashable(node.args), _hashable(node.kwargs)), node)
         if first is not node:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from metalearn.diagnosis import line_of
 from metalearn.errors import UsageError
 
+
 @contextmanager
 def explained_reads() -> Iterator[None]:
     """Within it, a read of a tensor's value becomes a UsageError that says where it is."""

@@ -10,16 +10,19 @@ from metalearn.config.hydra_app import (
     parse,
     run_hydra,
 )
-from metalearn.config.overrides import changes, check_folders, quoted_path, without_nulls
+from metalearn.config.measured import MeasuredRun, measured_run
+from metalearn.config.overrides import changes, check_folders, quoted_path, repeated, without_nulls
 from metalearn.config.resolve import full_test_task, resolved
-from metalearn.config.schema import AdaptConfig, EvaluateConfig, TrainConfig
-from metalearn.config.stored import CONFIG, read_config, write_config
+from metalearn.config.schema import AdaptConfig, CompareConfig, EvaluateConfig, TrainConfig
+from metalearn.config.stored import CONFIG, identity, read_config, write_config
 
 __all__ = [
     "CONFIG",
     "AdaptConfig",
+    "CompareConfig",
     "Composed",
     "EvaluateConfig",
+    "MeasuredRun",
     "TrainConfig",
     "as_process",
     "build_experiment",
@@ -31,10 +34,13 @@ __all__ = [
     "full_test_task",
     "group_choice",
     "guarded",
+    "identity",
     "importable_folder",
+    "measured_run",
     "parse",
     "quoted_path",
     "read_config",
+    "repeated",
     "resolved",
     "run_hydra",
     "without_foreign_defaults",

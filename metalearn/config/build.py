@@ -63,7 +63,7 @@ def build_experiment(config: TrainConfig) -> Experiment:
     algorithm, strategy = build_algorithm(config, source), _build("metagrad", config.metagrad)
     test_source = build_test_source(config)
     if test_source is not None:
-        check_same_form(source, test_source)
+        check_same_form(source, test_source, algorithm=algorithm)
     return Experiment(
         source=source,
         test_source=test_source,
@@ -115,14 +115,16 @@ def build_algorithm(config: TrainConfig, source: Any) -> Any:
     """The algorithm, with the loss that belongs to the source's kind of targets."""
     if source.kind not in _LOSSES:
         raise UsageError(f"The task's kind is {source.kind!r}. {did_you_mean(str(source.kind), _LOSSES)}")
-    return _build(
-        "algorithm",
-        {name: value for name, value in config.algorithm.items() if name != _REQUIRES},
-        loss=_LOSSES[source.kind],
-        inner_lr=config.inner.lr,
-        num_inner_steps=config.inner.num_steps,
-        inner_optimizer=build_inner_optimizer(config.inner),
-    )
+    given = {
+        "loss": _LOSSES[source.kind],
+        "inner_lr": config.inner.lr,
+        "num_inner_steps": config.inner.num_steps,
+        "inner_optimizer": build_inner_optimizer(config.inner),
+    }
+    # What has no inner loop takes none of its options.
+    target = plugins.locate("algorithm", config.algorithm)
+    given = {name: value for name, value in given.items() if plugins.accepts(target, name)}
+    return _build("algorithm", {name: value for name, value in config.algorithm.items() if name != _REQUIRES}, **given)
 
 
 def build_inner_optimizer(config: InnerConfig) -> Callable[[Hyper], optim.GradientTransformation]:
@@ -158,6 +160,7 @@ def build_settings(config: TrainConfig, device: torch.device) -> TrainingSetting
         profile=config.execution.profile,
         switch_at=config.execution.switch_at,
         measures=_measured_tasks(config.execution),
+        test_seed=config.eval.seed,
     )
 
 
@@ -199,7 +202,34 @@ def without_foreign_defaults(config: TrainConfig, changed: Collection[str]) -> t
             node = {name: value for name, value in node.items() if name not in foreign}
         nodes[group] = node
     replaced = replace(config, task=nodes["task"], model=nodes["model"], algorithm=nodes["algorithm"])
-    return replaced, left_out
+    return _without_inner_steps(replaced, changed), left_out
+
+
+_INNER_OPTIONS = {
+    "inner.num_steps": "num_inner_steps",
+    "inner.lr": "inner_lr",
+    "inner.optimizer": "inner_optimizer",
+    "inner.options": "inner_optimizer",
+    "eval.num_inner_steps": "num_inner_steps",
+}
+
+
+def _without_inner_steps(config: TrainConfig, changed: Collection[str]) -> TrainConfig:
+    """For an algorithm that takes no inner steps: no number of them by default, and what was asked for is refused."""
+    target = plugins.locate("algorithm", config.algorithm)
+    for key in changed:
+        if key not in _INNER_OPTIONS and not key.startswith("inner.options."):
+            continue
+        is_none = key == "eval.num_inner_steps" and not config.eval.num_inner_steps
+        if not is_none and not plugins.accepts(target, _INNER_OPTIONS.get(key, "inner_optimizer")):
+            name = getattr(target, "__name__", str(target))
+            raise UsageError(
+                f"{key} is of inner steps, which {name} does not take (what it does with a support set is set by "
+                "options of its own, algorithm.…). Leave it out, or choose algorithm=maml."
+            )
+    if plugins.accepts(target, "num_inner_steps"):
+        return config
+    return replace(config, eval=replace(config.eval, num_inner_steps=None))
 
 
 def _build(group: str, node: dict[str, Any], **given: Any) -> Any:
@@ -223,11 +253,15 @@ def _build_task(node: Mapping[str, Any], *, key: str) -> Any:
 def _schedule(meta: MetaConfig) -> Callable[[int], float] | None:
     if meta.schedule is MetaSchedule.constant:
         return None
-    return partial(_cosine, num_steps=meta.num_steps)
+    return partial(_cosine if meta.schedule is MetaSchedule.cosine else _linear, num_steps=meta.num_steps)
 
 
 def _cosine(step: int, *, num_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * step / max(num_steps, 1)))
+
+
+def _linear(step: int, *, num_steps: int) -> float:
+    return 1 - step / max(num_steps, 1)
 
 
 def _measured_tasks(config: ExecutionConfig) -> tuple[str, ...]:

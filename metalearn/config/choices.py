@@ -24,7 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from metalearn.config.explain import HYDRA_ERRORS, explain
-from metalearn.config.schema import AdaptConfig, EvaluateConfig, SweeperConfig, TrainConfig
+from metalearn.config.schema import AdaptConfig, CompareConfig, EvaluateConfig, SweeperConfig, TrainConfig
 from metalearn.errors import UsageError
 
 GROUP = "metalearn.configs"
@@ -75,12 +75,13 @@ def config_folders(config_dir: str | None) -> list[Path]:
 
 
 def register_schemas() -> None:
-    """Tells Hydra the types, which train.yaml, evaluate.yaml and adapt.yaml name, and where packages' YAML lies."""
+    """Tells Hydra the types, which train.yaml, evaluate.yaml … name, and where packages' YAML lies."""
     store = ConfigStore.instance()
     train = OmegaConf.structured(TrainConfig)
     OmegaConf.set_struct(train.inner.options, False)  # what it takes depends on the optimizer, which checks it
     store.store(name="train_schema", node=train)
     store.store(name="evaluate_schema", node=EvaluateConfig)
+    store.store(name="compare_schema", node=CompareConfig)
     store.store(group="hydra/sweeper", name="metalearn", node=SweeperConfig)
     store.store(name="adapt_schema", node=AdaptConfig)
     Plugins.instance().register(_PackagesOnTheSearchPath)

@@ -90,6 +90,31 @@ def _text_kept(text: str) -> str:
     return f"{key}={_in_quotes(given)}"
 
 
+def repeated(argv: Sequence[str], key: str) -> tuple[list[list[str]], list[str]]:
+    r"""What a command line gives for a key that it may give several times, each a list between commas; and the rest.
+
+    A value is a plain text: only quotes mean something in it, around one that has commas of its own.
+
+    Example:
+        >>> repeated(["run=a,b", "seed=1", "run='my run, 2'"], "run")
+        ([['a', 'b'], ['my run, 2']], ['seed=1'])
+    """
+    found, rest = [], []
+    for text in argv:
+        name, equals, value = text.partition("=")
+        if equals and name.lstrip("+") == key:
+            found.append([each for each in map(_unquoted, _BETWEEN_COMMAS.findall(value)) if each])
+        else:
+            rest.append(text)
+    return found, rest
+
+
+def _unquoted(text: str) -> str:
+    text = text.strip()
+    return re.sub(r"\\(['\"\\])", r"\1", text[1:-1]) if _IN_QUOTES.fullmatch(text) else text
+
+
+_BETWEEN_COMMAS = re.compile(r"\s*(?:'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|[^,]+)\s*")
 _IN_QUOTES = re.compile("'([^'\\\\]|\\\\.)*'|" + '"([^"\\\\]|\\\\.)*"')
 
 

@@ -44,6 +44,7 @@ class MetaSchedule(Enum):
 
     constant = "constant"
     cosine = "cosine"
+    linear = "linear"
 
 
 class Tasks(Enum):
@@ -121,6 +122,7 @@ class EvalConfig:
     every: int = _number(100, 0)
     val_episodes: int = _number(100, 0)
     baseline: bool = True
+    seed: int | None = _number(None, 0, most=LARGEST_SEED)
 
 
 @dataclass
@@ -166,6 +168,7 @@ class EvaluateEvalConfig:
     num_inner_steps: int | None = _number(None, 0)
     batch_size: int | None = _number(None, 1)
     baseline: bool | None = None
+    seed: int | None = _number(None, 0, most=LARGEST_SEED)
 
 
 @dataclass
@@ -197,6 +200,14 @@ class EvaluateConfig:
     execution: EvaluateExecutionConfig = field(default_factory=EvaluateExecutionConfig)
     task: EvaluateTaskConfig = field(default_factory=EvaluateTaskConfig)
     test_task: dict[str, Any] | None = None
+
+
+@dataclass
+class CompareConfig(EvaluateConfig):
+    """What `python -m metalearn.compare` composes; its `run=…`, given twice, it reads itself."""
+
+    out: str | None = None
+    pair_seeds: bool = False
 
 
 class OnBadImage(Enum):

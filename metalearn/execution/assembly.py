@@ -1,6 +1,6 @@
 """Makes an unroll: traces its pieces, finds out what depends on what, and compiles each piece once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from metalearn.execution.pieces import Nest, Pieces, Places
 from metalearn.execution.unread import StepIsRead, UnreadStep
 from metalearn.execution.unroll import Judge, Step, Unroll
 from metalearn.metagrad import Outcome, Unrolling
+from metalearn.problem import Problem
 from metalearn.types import Tensors
 
 Axes = tuple[int | None, ...]
@@ -103,7 +104,7 @@ class _Assembly:
         states = [first]
         for number in range(num_steps):
             states.append(self._after(number, states[number]))
-        weights = self._weights()
+        weights = self._weights(problem)
         end = self._judge(states[num_steps], num_steps, [*weights.values()][-1:], stepping=True)
         judges = {
             n: self._judge(states[n], n, [weights[n]], stepping=False) for n in range(1, num_steps + 1) if weights
@@ -117,7 +118,7 @@ class _Assembly:
         meta = meta.union(*(step.meta for step in steps), *(judge.meta for judge in judges.values()))
         finish, close = self._finish(first, places, sorted(meta), end, reduced)
         return Unroll(
-            start=start, batches=batches, steps=steps[::-1], end=end, judges=judges, weights=weights,
+            start=start, batches=batches, steps=steps[::-1], end=end, judges=judges, weights=self._weights_now(weights),
             finish=finish, close=close, every=self.unrolling.every,
         )  # fmt: skip
 
@@ -152,8 +153,15 @@ class _Assembly:
         self.pieces.batch = None
         return []
 
-    def _weights(self) -> dict[int, Tensor]:
-        weights = self.unrolling.problem.outer_weights or ()
+    def _weights_now(self, weights: dict[int, Tensor]) -> Callable[[list[Tensor]], Mapping[int, Tensor]]:
+        """From the inputs to the weights: those that are tensors may be held, and others at the next call."""
+        nest = self.inputs.nests[0]
+        if not nest.count or not any(isinstance(each, Tensor) for each in self.unrolling.problem.outer_weights or ()):
+            return lambda tensors: weights
+        return lambda tensors: self._weights(self.pieces.problem_of(nest.close(tensors[: nest.count])))
+
+    def _weights(self, problem: Problem) -> dict[int, Tensor]:
+        weights = problem.outer_weights or ()
         device = self.inputs.tensors[-1].device
         exact = torch.float32 if device.type == "mps" else torch.float64  # the former has no double
         return {

@@ -85,8 +85,9 @@ def products_in(precision: Precision, device: torch.device) -> Iterator[None]:
 
 def _in_bf16(loss: Loss) -> Loss:
     def mixed(meta: Tensors, params: Tensors, buffers: Tensors, batch: Any, step: int) -> tuple[Tensor, Aux]:
-        _refuse_other_dtypes(params)
-        device = next(iter(params.values())).device.type
+        seen = params or meta  # a problem without inner steps adapts nothing
+        _refuse_other_dtypes(seen)
+        device = next(iter(seen.values())).device.type
         # No cache of casts: it is kept by tensor, and the same tensor is another one at another level of a transform.
         with torch.autocast(device, dtype=torch.bfloat16, cache_enabled=False), _Float32Parts():
             found = loss(meta, params, buffers, batch, step)

@@ -51,7 +51,8 @@ class Unroll:
         steps: all inner steps but the last.
         end: the last step and the outer loss, in one.
         judges: the outer losses of earlier states, by how many steps these have had.
-        weights: of the outer losses, by the number of steps; none where only the last state is judged.
+        weights: from the inputs to those of the outer losses, by the number of steps; none where only the last state
+            is judged.
         finish: from the inputs, what was gathered on the way back and what the outer loss reported, to the outcome.
         close: makes an outcome of its tensors.
         every: each so many states are kept on the way there; None keeps all that the way back needs instead.
@@ -62,7 +63,7 @@ class Unroll:
     steps: Sequence[Step]
     end: Judge
     judges: Mapping[int, Judge]
-    weights: Mapping[int, Tensor]
+    weights: Callable[[list[Tensor]], Mapping[int, Tensor]]
     finish: Program
     close: Callable[[list[Tensor]], Any]
     every: int | None
@@ -71,15 +72,14 @@ class Unroll:
         """The outcome for tensors of that form."""
         batches = [program(tensors) for program in self.batches] or [[]] * (len(self.steps) + 1)
         states, kept = self._forward(tensors, batches)
-        num_steps = len(self.steps)
+        num_steps, weights = len(self.steps), self.weights(tensors)
         way = _Way()
-        way.judged(
-            self.end, self.end.program([*tensors, *states[num_steps], *batches[-1], *self._weight(num_steps + 1)])
-        )
+        weight = [weights[num_steps + 1]] if weights else []
+        way.judged(self.end, self.end.program([*tensors, *states[num_steps], *batches[-1], *weight]))
         for number in reversed(range(num_steps)):
             if number + 1 in self.judges:
                 judge = self.judges[number + 1]
-                way.judged(judge, judge.program([*tensors, *states[number + 1], *self._weight(number + 1)]))
+                way.judged(judge, judge.program([*tensors, *states[number + 1], weights[number + 1]]))
             step, cotangents = self.steps[number], way.cotangents()
             del states[number + 1]
             if self.every is None:
@@ -115,9 +115,6 @@ class Unroll:
         for step in range(first, number):
             found = self.steps[step].forward([*tensors, *states[step], *batches[step]])
             states[step + 1] = found[: len(states[step])]
-
-    def _weight(self, num_steps: int) -> list[Tensor]:
-        return [self.weights[num_steps]] if self.weights else []
 
 
 class _Way:

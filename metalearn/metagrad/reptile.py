@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from metalearn import tree
 from metalearn.captured import refuse_captured
 from metalearn.diagnosis import explained
+from metalearn.errors import UsageError
 from metalearn.inner import outer_loss_of, start
 from metalearn.metagrad.base import MetaGradient, Outcome, Strategy, constants, refuse_carry, refuse_weights
 from metalearn.metagrad.pieces import Pieces
@@ -29,6 +30,8 @@ class Reptile(Strategy):
     def value_and_grad(self, problem: Problem) -> MetaGradient:
         """See `Strategy.value_and_grad`; not the gradient of the outer loss, and without a carry."""
         refuse_weights(self, problem, "its direction is the way from the start to the last state")
+        if problem.num_inner_steps == 0:
+            raise UsageError("Reptile's direction leads to where inner steps end, but num_inner_steps is 0.")
 
         def run(meta: Tensors, episode: Episode, carry: Any = None) -> Outcome:
             refuse_carry(self, carry)

@@ -17,6 +17,9 @@ from metalearn.problem import Episode, Problem
 from metalearn.testing.replay import holding_constants
 from metalearn.types import Tensors
 
+_ENOUGH = 1e-3
+"""Finite differences that agree to this part of the tolerance are not refined."""
+
 
 @dataclass(frozen=True)
 class GradientReport:
@@ -103,7 +106,7 @@ def check_meta_gradient(
         return outer_value(problem, point, episode)[0]
 
     function = holding_constants(objective, meta) if replay_constants else objective
-    differences = FiniteDifferences(function, meta, step_sizes, scale)
+    differences = FiniteDifferences(function, meta, step_sizes, scale, enough=tolerance * _ENOUGH)
     errors: list[float] = []
     spreads: list[float] = []
     drawn = 0
@@ -134,16 +137,29 @@ def check_meta_gradient(
 
 @dataclass(frozen=True)
 class FiniteDifferences:
-    """Directional derivatives of a function of named tensors by Richardson's extrapolation."""
+    """Directional derivatives of a function of named tensors by Richardson's extrapolation.
+
+    Attributes:
+        function: of the tensors, a scalar.
+        point: where.
+        step_sizes: which are tried, largest first.
+        scale: what differences are relative to.
+        enough: smaller step sizes are left out where two in a row differ by no more than this.
+    """
 
     function: Callable[[Tensors], Tensor]
     point: Tensors
     step_sizes: Sequence[float]
     scale: float
+    enough: float = 0.0
 
     def along(self, direction: Tensors) -> tuple[float, float]:
         """The derivative, and by how much the two closest extrapolations in a row differ, relative to scale."""
-        estimates = [(4 * self._central(direction, h / 2) - self._central(direction, h)) / 3 for h in self.step_sizes]
+        estimates: list[float] = []
+        for h in self.step_sizes:
+            estimates.append((4 * self._central(direction, h / 2) - self._central(direction, h)) / 3)
+            if len(estimates) > 1 and closest(estimates[-2:])[1] <= self.enough * self.scale:
+                break  # smaller steps would add nothing but rounding
         best, spread = closest(estimates)
         return best, spread / self.scale
 

@@ -38,8 +38,8 @@ def where_it_explodes(laboratory: Laboratory, state: TrainState) -> str | None:
     settings = laboratory.experiment.settings
     first = state.batches * settings.batch_size
     indices = range(first, first + min(settings.batch_size, _TRACED))
-    episodes = laboratory.source.episodes("train", indices, seed=settings.seed)
-    problem = laboratory.train_problem(state.buffers)
+    episodes = laboratory.train_source.episodes("train", indices, seed=settings.seed)
+    problem = laboratory.train_problem(state.buffers, state.step)
     for index in range(len(indices)):
         try:
             found = trace(problem, state.meta, tree.entry(episodes, index))

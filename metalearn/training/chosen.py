@@ -45,10 +45,13 @@ def _choose(laboratory: Laboratory, folder: Path, state: TrainState, progress: P
     settings, execution = experiment.settings, experiment.execution
     # A loop has no size of chunks: one task is in memory at a time.
     num_tasks = (execution.chunk_size or settings.batch_size) if hasattr(execution, "chunk_size") else 1
-    episode = tree.entry(laboratory.source.episodes("train", range(1), seed=settings.seed), 0)
+    episode = tree.entry(laboratory.train_source.episodes("train", range(1), seed=settings.seed), 0)
     with blamed():
         planned = experiment.strategy.plan(
-            laboratory.train_problem(state.buffers), state.meta, episode, num_tasks=min(num_tasks, settings.batch_size)
+            laboratory.train_problem(state.buffers, state.step),
+            state.meta,
+            episode,
+            num_tasks=min(num_tasks, settings.batch_size),
         )
     strategy = planned.recommended
     for line in str(planned).splitlines():

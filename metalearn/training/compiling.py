@@ -21,7 +21,7 @@ from metalearn.training.ahead import Ahead, CompilingProcess, Ready, shared_thre
 from metalearn.training.equality import Moved, difference, without_compiler
 from metalearn.training.execution_record import EXECUTION, ExecutionRecord, StaysEager, Switched, read_record
 from metalearn.training.experiment import Experiment
-from metalearn.training.gradients import episodes_of, gradient_of, named, strategies_of
+from metalearn.training.gradients import episodes_of, forms_of, gradient_of, named
 from metalearn.training.guard import blamed, in_a_line
 from metalearn.training.interrupts import StopFlag
 from metalearn.training.laboratory import Laboratory
@@ -83,7 +83,8 @@ class Switching:
     _child: Ahead | None = field(default=None, init=False)
     _ready: Ready | None = field(default=None, init=False)
     _given_up: list[str] = field(default_factory=list, init=False)
-    _functions: list[tuple[Any, Callable[..., Outcome]]] = field(default_factory=list, init=False)
+    _functions: dict[str, Callable[..., Outcome]] = field(default_factory=dict, init=False)
+    _unsettled: list[str] = field(default_factory=list, init=False)
     _times: StepTimes = field(init=False)
     _threads: int = field(init=False)
     _failed_at: float = field(init=False)
@@ -109,19 +110,22 @@ class Switching:
         settings, self._step = self._experiment.settings, state.step
         if state.step >= settings.num_steps:
             return
-        strategies = strategies_of(self._experiment, state.step)
+        forms = forms_of(self._experiment, state.step)
+        problems = [self.laboratory.train_problem(state.buffers, form.step) for form in forms]
+        names = [named(form.strategy, problem) for form, problem in zip(forms, problems, strict=True)]
         if settings.switch_at is not None:
             require_compiler(self.laboratory.device)
-            for strategy in strategies:
-                self._execution.value_and_grad(strategy, self.laboratory.train_problem(state.buffers))
-        if self._is_due(strategies[0]):
-            waits = settings.switch_at is not None or self.record.entry(named(strategies[0])) is not None
+            for form, problem in zip(forms, problems, strict=True):
+                self._execution.value_and_grad(form.strategy, problem)
+        if self._is_due(names[0]):
+            waits = settings.switch_at is not None or self.record.entry(names[0]) is not None
             if waits and state.carry is None:
                 with blamed(), warnings.catch_warnings():
                     warnings.simplefilter("ignore", StrategyWarning)
-                    gradient = gradient_of(self, self.laboratory, strategies[0], state.buffers)
+                    gradient = gradient_of(self, self.laboratory, forms[0], state.buffers)
                     gradient(state.meta, episodes_of(self.laboratory, state.batches))
-        elif any(named(each) not in self._settled() for each in strategies):
+        elif any(name not in self._settled() for name in names):
+            self._unsettled = names
             self._begin_compiling()
 
     def begin(self, step: int) -> None:
@@ -153,12 +157,12 @@ class Switching:
 
     def value_and_grad(self, strategy: Any, problem: Any) -> Callable[..., Outcome]:
         """The meta-gradient: as it is, or compiled, by the step that it is called in."""
-        eager = without_compiler(self._execution).value_and_grad(strategy, problem)
+        eager, name = without_compiler(self._execution).value_and_grad(strategy, problem), named(strategy, problem)
 
         def run(meta: Tensors, episodes: Any, carry: Any = None, **held: Any) -> Outcome:
-            if not self._is_due(strategy):
+            if not self._is_due(name):
                 self._times.is_compiled = False
-                with threads(self._threads if self._waits(strategy) else None):
+                with threads(self._threads if self._waits(name) else None):
                     outcome: Outcome = eager(meta, episodes, carry, **held)
                 return outcome
             self._times.is_compiled = True
@@ -167,10 +171,10 @@ class Switching:
         return run
 
     def _outcome(self, strategy: Any, problem: Any, eager: Callable[..., Outcome], args: Any, held: Any) -> Outcome:
-        entry = self.record.entry(named(strategy))
+        name = named(strategy, problem)
+        entry, function = self.record.entry(name), self._functions.get(name)
         if entry is None:
             return self._first(strategy, problem, eager(*args, **held), args, held)
-        function = self._function(strategy)
         try:
             found: Outcome = (function or self._made(strategy, problem))(*args, **held)
             return found
@@ -197,22 +201,22 @@ class Switching:
 
         if not difference(eager.grads, eager.grads, execution=self._execution, exact=exact).is_known:
             return eager  # training tells what is no number; the next step tries it
-        began = time.monotonic()
+        began, name = time.monotonic(), named(strategy, problem)
         try:
-            found = (self._function(strategy) or self._made(strategy, problem))(*args, **held)
+            found = (self._functions.get(name) or self._made(strategy, problem))(*args, **held)
         except Exception as error:
             reason = " ".join(str(error).split()) if isinstance(error, UsageError) else in_a_line(error)
-            self._refuse(strategy, reason, cause=error)
+            self._refuse(name, reason, cause=error)
             return eager
         seconds = time.monotonic() - began
         between = difference(found.grads, eager.grads, execution=self._execution, exact=exact)
         if not between.is_none:
             far = f"the compiled gradient is {between.error:.2g} off the eager one (at most {between.bound:.2g})."
-            self._refuse(strategy, far, for_good=True)
+            self._refuse(name, far, for_good=True)
             return eager
         self.record = self.record.with_entry(
             Switched(
-                strategy=named(strategy),
+                strategy=name,
                 since=self._step,
                 compile_seconds=round(seconds, 2),
                 ahead_seconds=None if self._ready is None else round(self._ready.seconds, 2),
@@ -227,9 +231,6 @@ class Switching:
         )
         return found
 
-    def _function(self, strategy: Any) -> Callable[..., Outcome] | None:
-        return next((function for key, function in self._functions if key == strategy), None)
-
     def _made(self, strategy: Any, problem: Any) -> Callable[..., Outcome]:
         if problem.holding is None and self.laboratory.initial_buffers():
             raise UsageError(
@@ -239,32 +240,32 @@ class Switching:
         if self._ready is None:
             self.progress.message(f"step {self._step}: compiling meta-gradients ({self.compiled}) in this process")
         function: Callable[..., Outcome] = self._execution.value_and_grad(strategy, problem)
-        self._functions.append((strategy, function))
+        self._functions[named(strategy, problem)] = function
         return function
 
-    def _is_due(self, strategy: Any) -> bool:
+    def _is_due(self, name: str) -> bool:
         """Whether the coming step is to be compiled, or to try it."""
-        entry, at = self.record.entry(named(strategy)), self._experiment.settings.switch_at
+        entry, at = self.record.entry(name), self._experiment.settings.switch_at
         if entry is not None:
             return self._step >= entry.since and (entry.until is None or self._step < entry.until)
-        if named(strategy) in self._settled():
+        if name in self._settled():
             return False
         if at is not None:
             return self._step >= at
         return self.command is None or self._ready is not None or bool(self.record.switched)
 
-    def _waits(self, strategy: Any) -> bool:
+    def _waits(self, name: str) -> bool:
         """Whether the coming step is one of those that compiled ones come after, as far as that is known.
 
         What the record says decides, not whether a compiler runs at the time: a resumed run repeats the bits.
         """
-        entry = self.record.entry(named(strategy))
+        entry = self.record.entry(name)
         if entry is not None:
             return self._step < entry.since
-        return self._step < self._failed_at and self.command is not None and named(strategy) not in self._given_up
+        return self._step < self._failed_at and self.command is not None and name not in self._given_up
 
     def _settled(self) -> list[str]:
-        """The strategies of which it is known whether they are compiled."""
+        """The meta-gradients of which it is known whether they are compiled, by their names."""
         known = [each.strategy for each in self.record.switched] + [each.strategy for each in self.record.eager]
         return self._given_up + known
 
@@ -287,18 +288,16 @@ class Switching:
         if not ready.error:
             self._ready = ready
             return
-        for strategy in strategies_of(self._experiment, self._step):
-            self._refuse(strategy, ready.error)
+        for name in self._unsettled:
+            self._refuse(name, ready.error)
 
-    def _refuse(self, strategy: Any, reason: str, *, for_good: bool = False, cause: Exception | None = None) -> None:
+    def _refuse(self, name: str, reason: str, *, for_good: bool = False, cause: Exception | None = None) -> None:
         at = self._experiment.settings.switch_at
         if at is not None:
             told = reason if "execution.compile=" in reason else f"{reason} Take execution.compile=false."
             raise UsageError(f"execution.switch_at={at}, but nothing is compiled: {told}") from cause
-        self._given_up.append(named(strategy))
-        self.record = self.record.with_eager(
-            StaysEager(strategy=named(strategy), reason=reason, for_good=for_good, at=self._step)
-        )
+        self._given_up.append(name)
+        self.record = self.record.with_eager(StaysEager(strategy=name, reason=reason, for_good=for_good, at=self._step))
         self.record.write(self.folder)
         self.progress.message(f"step {self._step}: not compiled, the run goes on as it is: {reason}")
 

@@ -10,7 +10,7 @@ from metalearn.errors import UsageError, did_you_mean
 from metalearn.training.experiment import Source
 from metalearn.training.guard import GuardedSource, blamed
 from metalearn.training.progress import Progress
-from metalearn.types import Tensors
+from metalearn.types import Episodes, Tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,7 @@ def measure(
     name: str,
     progress: Progress,
     check: Callable[[], None] = lambda: None,
+    watch: Callable[[Episodes], None] = lambda episodes: None,
 ) -> Tensors:
     """Every metric of every episode after 0 … K inner steps, `[task, K + 1]` on the CPU.
 
@@ -61,6 +62,7 @@ def measure(
         name: what `progress` calls it.
         progress: where to report to.
         check: called before each batch; what it raises ends the measurement.
+        watch: called with each batch of episodes.
 
     Raises:
         PluginError: a user's own code failed, or the episodes are not what they have to be.
@@ -72,6 +74,7 @@ def measure(
             check()
             indices = range(start, min(start + measurement.batch_size, measurement.num_episodes))
             episodes = source.episodes(measurement.split, indices, seed=measurement.seed)
+            watch(episodes)
             with source.suspected(measurement.split, indices, episodes), blamed():
                 found = execution.evaluate(problem, meta, episodes, num_inner_steps=measurement.num_inner_steps)
             batches.append({metric: values.detach().cpu() for metric, values in found.items()})

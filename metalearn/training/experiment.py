@@ -1,14 +1,16 @@
 """What a run is made of: plain objects, however they were configured."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from metalearn.algorithms import Algorithm
 from metalearn.errors import UsageError, did_you_mean
-from metalearn.types import Episodes
+from metalearn.metagrad import Strategy
+from metalearn.types import Episodes, Tensors
 
 
 class Source(Protocol):
@@ -56,6 +58,7 @@ class TrainingSettings:
             runs meta-gradients as they are until the compiled ones are ready.
         measures: which of "loop" and "vmap" are tried, compiled and not, to choose the execution by measurement; none
             for the execution as it is.
+        test_seed: of the test episodes, so that runs with several seeds are tested on the same; `None` for `seed`.
     """
 
     num_steps: int
@@ -74,6 +77,7 @@ class TrainingSettings:
     profile: bool = False
     switch_at: int | None = None
     measures: tuple[str, ...] = ()
+    test_seed: int | None = None
 
     def __post_init__(self) -> None:
         """Refuses numbers that make no run."""
@@ -83,6 +87,11 @@ class TrainingSettings:
                 raise UsageError(f"{spelt} is {value!r}; it has to be a whole number of at least {least}.")
         if self.seed > LARGEST_SEED:
             raise UsageError(f"seed is {self.seed}; it has to be at most {LARGEST_SEED}.")
+        of_test = self.test_seed
+        if of_test is not None and (type(of_test) is not int or not 0 <= of_test <= LARGEST_SEED):
+            raise UsageError(
+                f"eval.seed is {of_test!r}; it has to be a whole number from 0 to {LARGEST_SEED}, or null for seed."
+            )
         at = self.switch_at
         if at is not None and (isinstance(at, bool) or not isinstance(at, int) or at < 0):
             raise UsageError(f"execution.switch_at is {at!r}; it has to be a meta step of at least 0, or null.")
@@ -91,6 +100,11 @@ class TrainingSettings:
                 raise UsageError(f"measures has {name!r}, which can not be measured. {did_you_mean(name, MEASURABLE)}")
         if self.clip is not None and not self.clip > 0:
             raise UsageError(f"meta.clip is {self.clip!r}; it has to be above 0, or null for no clipping.")
+
+    @property
+    def seed_of_test(self) -> int:
+        """The seed of the test episodes."""
+        return self.seed if self.test_seed is None else self.test_seed
 
     @property
     def validates(self) -> bool:
@@ -141,6 +155,37 @@ class Experiment:
     test_source: Source | None = None
     schedule: Callable[[int], float] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """An algorithm without inner steps is validated and tested without any, whatever the settings say."""
+        if not has_inner_steps(self.algorithm) and self.settings.num_inner_steps_eval:
+            object.__setattr__(self, "settings", replace(self.settings, num_inner_steps_eval=0))
+
+    def strategy_at(self, meta_step: int) -> Any:
+        """The strategy of a meta step, counted from 0."""
+        return self.strategy.at(meta_step) if isinstance(self.strategy, Strategy) else self.strategy
+
+    def algorithm_at(self, meta_step: int) -> Any:
+        """The algorithm of a meta step, counted from 0."""
+        return self.algorithm.at(meta_step) if isinstance(self.algorithm, Algorithm) else self.algorithm
+
+    def held_at(self, meta_step: int) -> Tensors:
+        """What the algorithm's problem finds among its model's buffers at a meta step (`Algorithm.held`)."""
+        return self.algorithm.held(meta_step) if isinstance(self.algorithm, Algorithm) else {}
+
+
+def has_inner_steps(algorithm: Any) -> bool:
+    """Whether an algorithm adapts by inner steps: one of a user's own that does not say so, does."""
+    return bool(getattr(algorithm, "has_inner_steps", True))
+
+
+def refuse_inner_steps(algorithm: Any, what: str) -> None:
+    """Raises UsageError where inner steps, or their options, are asked for of an algorithm that takes none."""
+    if not has_inner_steps(algorithm):
+        raise UsageError(
+            f"{what} is of inner steps, which {type(algorithm).__name__} does not take (what it does with a support "
+            "set is set by options of its own, algorithm.…). Leave it out."
+        )
 
 
 def resolve_device(name: str) -> torch.device:

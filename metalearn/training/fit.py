@@ -13,6 +13,7 @@ from metalearn import inner, tree
 from metalearn.inner import Adapted
 from metalearn.tasks.padding import unpadded
 from metalearn.training.checkpoint import Checkpoint
+from metalearn.training.experiment import has_inner_steps
 from metalearn.training.guard import blamed
 from metalearn.training.laboratory import Laboratory
 from metalearn.training.plots import save
@@ -57,6 +58,10 @@ def fitted(laboratory: Laboratory, meta: Tensors, buffers: Tensors, episode: Any
     """The predictions at `x` `[point, 1]` after each number of inner steps in `STEPS`, for one episode."""
     algorithm = laboratory.experiment.algorithm
     model = laboratory.eval_model.with_buffers(buffers)
+    if not has_inner_steps(algorithm):
+        with torch.no_grad():
+            adapted = algorithm.adapt(model, meta, model.buffers, unpadded(episode.support))
+            return {0: algorithm.predict(model, meta, adapted, x)}
     problem = replace(algorithm.problem(model), num_inner_steps=max(STEPS), outer_weights=None)
     with torch.no_grad():
         return {
@@ -81,8 +86,9 @@ def _draw_task(axes: Axes, x: Tensor, truth: Tensor, fits: dict[int, Tensor], su
     grid = x.flatten().cpu()
     axes.plot(grid, truth.flatten().cpu(), color="black", linewidth=1.5, label="true function")
     for shade, (step, values) in enumerate(fits.items()):
-        style = ":" if step == 0 else "-"
+        style = ":" if step == 0 and len(fits) > 1 else "-"
         plural = "" if step == 1 else "s"
-        axes.plot(grid, values.flatten().cpu(), style, color=f"C{shade}", label=f"{step} inner step{plural}")
+        label = f"{step} inner step{plural}" if len(fits) > 1 else "prediction"
+        axes.plot(grid, values.flatten().cpu(), style, color=f"C{shade}", label=label)
     axes.plot(*(part.flatten().cpu() for part in support[:2]), "^", color="black", markersize=5, label="support")
     axes.grid(alpha=0.3)

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from metalearn import tree
+from metalearn.algorithms import Algorithm
 from metalearn.errors import UsageError
 from metalearn.functional import FunctionalModel, functionalize
 from metalearn.normalisation import policy_of
@@ -24,7 +26,9 @@ class Laboratory:
         device: where they are.
         train_model: the model in training mode.
         eval_model: the model in evaluation mode.
-        source: of training and validation episodes; its failures are told as its own.
+        source: of validation episodes, and of training ones where the algorithm asks for no other; its failures are
+            told as its own.
+        train_source: of the episodes of meta-training, likewise.
         test_source: of test episodes, likewise.
     """
 
@@ -33,6 +37,7 @@ class Laboratory:
     train_model: FunctionalModel
     eval_model: FunctionalModel
     source: GuardedSource
+    train_source: GuardedSource
     test_source: GuardedSource
 
     def initial_meta(self) -> Tensors:
@@ -49,13 +54,21 @@ class Laboratory:
         policy = policy_of(getattr(algorithm, "normalisation", "module"))
         return policy.initial_buffers(self.train_model, getattr(algorithm, "num_inner_steps", 0))
 
-    def train_problem(self, buffers: Tensors) -> Any:
-        """The algorithm's problem for meta-training."""
-        return self.experiment.algorithm.problem(self.train_model.with_buffers(buffers))
+    def train_problem(self, buffers: Tensors, meta_step: int = 0) -> Any:
+        """The algorithm's problem for a meta step, counted from 0."""
+        algorithm = self.experiment.algorithm_at(meta_step)
+        return algorithm.problem(self.train_model.with_buffers(self.held(buffers, meta_step)))
+
+    def held(self, buffers: Tensors, meta_step: int) -> Tensors:
+        """What the problem of a meta step holds: the model's buffers, and what the algorithm changes at every step."""
+        changing = self.experiment.held_at(meta_step)
+        return {**buffers, **tree.to(changing, self.device)} if changing else buffers
 
     def eval_problem(self, buffers: Tensors) -> Any:
         """The algorithm's problem for validation and test: the model in evaluation mode, also in the inner loop."""
-        return self.experiment.algorithm.problem(self.eval_model.with_buffers(buffers))
+        algorithm = self.experiment.algorithm
+        problem_of = getattr(algorithm, "test_problem", algorithm.problem)
+        return problem_of(self.eval_model.with_buffers(buffers))
 
 
 def prepare_laboratory(experiment: Experiment) -> Laboratory:
@@ -66,24 +79,34 @@ def prepare_laboratory(experiment: Experiment) -> Laboratory:
             kind than the training's.
     """
     device = resolve_device(experiment.settings.device)
+    if isinstance(experiment.algorithm, Algorithm):
+        experiment.algorithm.check_strategy(experiment.strategy)
     model = functionalize(experiment.module, seed=experiment.settings.seed).to(device)
     dtype = next((value.dtype for value in model.params.values() if value.is_floating_point()), torch.float32)
     source = test_source = guard(experiment.source, dtype=dtype).to(device)
     if experiment.test_source is not None:
         test_source = guard(experiment.test_source, dtype=dtype).to(device)
-        check_same_form(source, test_source)
+        check_same_form(source, test_source, algorithm=experiment.algorithm)
     return Laboratory(
         experiment=experiment,
         device=device,
         train_model=model.train(),
         eval_model=model.eval(),
         source=source,
+        train_source=_training_source(experiment.algorithm, source, dtype),
         test_source=test_source,
     )
 
 
-def check_same_form(source: Any, test_source: Any) -> None:
+def _training_source(algorithm: Any, source: GuardedSource, dtype: torch.dtype) -> GuardedSource:
+    other = getattr(algorithm, "training_source", lambda given: given)(source.source)
+    return source if other is source.source else guard(other, dtype=dtype)
+
+
+def check_same_form(source: Any, test_source: Any, *, algorithm: Any = None) -> None:
     """Refuses a source for the test that a model for `source` can not be tested on.
+
+    Fewer classes are fine for an algorithm that has no head made for them (`Algorithm.serves_fewer_classes`).
 
     Raises:
         UsageError: another kind of target, input shape or number of outputs.
@@ -92,6 +115,8 @@ def check_same_form(source: Any, test_source: Any) -> None:
         wanted, found = getattr(source, name), getattr(test_source, name)
         if isinstance(wanted, Sequence) and not isinstance(wanted, str):
             wanted, found = tuple(wanted), tuple(found)
+        if name == "num_outputs" and source.kind == "classification" and found < wanted:
+            found = wanted if getattr(algorithm, "serves_fewer_classes", False) else found
         if found != wanted:
             fix = fix if name != "input_shape" or len(wanted) == len(found) == 3 else _NO_PICTURES
             raise UsageError(

@@ -16,7 +16,7 @@ from metalearn.execution.choice import is_walk
 from metalearn.training.equality import Moved, difference, without_compiler
 from metalearn.training.execution_record import ExecutionRecord, read_record
 from metalearn.training.experiment import Experiment
-from metalearn.training.gradients import episodes_of, gradient_of, strategies_of
+from metalearn.training.gradients import episodes_of, forms_of, gradient_of
 from metalearn.training.guard import blamed, in_a_line
 from metalearn.training.laboratory import Laboratory
 from metalearn.training.progress import Progress, duration
@@ -174,7 +174,7 @@ def _total(candidate: Candidate) -> float:
 
 def _compiled_ways(experiment: Experiment) -> Iterator[tuple[str, str]]:
     """How to compile, and why not."""
-    strategies = strategies_of(experiment, 0)
+    strategies = [form.strategy for form in forms_of(experiment, 0)]
     walks = all(map(is_walk, strategies))
     num_steps = getattr(experiment.algorithm, "num_inner_steps", 1)
     refused = ""
@@ -192,7 +192,7 @@ class _Bench:
 
     def __init__(self, laboratory: Laboratory, state: TrainState) -> None:
         self._laboratory, self._state = laboratory, state
-        self._strategy = strategies_of(laboratory.experiment, state.step)[0]
+        self._form = forms_of(laboratory.experiment, state.step)[0]
         self._is_cpu = laboratory.device.type == "cpu"
         self._episodes = episodes_of(laboratory, state.batches)
         self._expected: Tensors | None = None
@@ -247,7 +247,7 @@ class _Bench:
 
     def _gradient(self, execution: Any, moved: Moved = dict) -> Callable[[], Tensors]:
         state = self._state
-        gradient, meta = gradient_of(execution, self._laboratory, self._strategy, state.buffers), moved(state.meta)
+        gradient, meta = gradient_of(execution, self._laboratory, self._form, state.buffers), moved(state.meta)
         return lambda: gradient(meta, self._episodes).grads
 
     def _loop(self) -> Tensors:

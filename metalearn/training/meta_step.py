@@ -19,7 +19,7 @@ from torch import Tensor
 from metalearn import tree
 from metalearn.errors import UsageError
 from metalearn.execution import BatchedMetaGradient
-from metalearn.metagrad import Outcome, Strategy, StrategyWarning
+from metalearn.metagrad import Outcome, StrategyWarning
 from metalearn.training.drawing import MetaBatches
 from metalearn.training.experiment import Experiment
 from metalearn.training.guard import blamed
@@ -72,8 +72,8 @@ class MetaStep:
     look: Callable[[Gradient], None] | None = None
     late: bool | None = None
     _batches: MetaBatches = field(init=False)
-    _buffers: Tensors | None = field(default=None, init=False)
-    _strategy: Strategy | None = field(default=None, init=False)
+    _held: Tensors | None = field(default=None, init=False)
+    _made_by: tuple[Any, Any] | None = field(default=None, init=False)
     _gradient: BatchedMetaGradient | None = field(default=None, init=False)
     _can_hold: bool = field(default=False, init=False)
     _unread: "_Unread | None" = field(default=None, init=False)
@@ -82,7 +82,7 @@ class MetaStep:
     def __post_init__(self) -> None:
         self.late = self.laboratory.device.type != "cpu" if self.late is None else self.late
         settings = self.laboratory.experiment.settings
-        self._batches = MetaBatches(self.laboratory.source, settings.batch_size, settings.seed)
+        self._batches = MetaBatches(self.laboratory.train_source, settings.batch_size, settings.seed)
 
     def __call__(self, state: TrainState) -> TrainState:
         """The state after one more meta step; its metrics are in the window then, or after `settled`.
@@ -91,7 +91,7 @@ class MetaStep:
             Diverged: `kept` gives the state from before it.
             PluginError: the same, after a failure in a user's own code.
         """
-        source, indices = self.laboratory.source, self._batches.indices(state.batches)
+        source, indices = self.laboratory.train_source, self._batches.indices(state.batches)
         self.phases.enter("sampling")
         # No step takes more than one batch.
         last = state.batches + self.laboratory.experiment.settings.num_steps - state.step - 1
@@ -132,7 +132,7 @@ class MetaStep:
         unread, self._unread = self._unread, None
         metrics = unread.numbers.read()
         try:
-            with self.laboratory.source.suspected("train", unread.indices, unread.episodes):
+            with self.laboratory.train_source.suspected("train", unread.indices, unread.episodes):
                 _refuse_divergence(metrics, unread.before, self.laboratory.experiment)
         except UsageError:
             unread.copies.put_back(unread.before)
@@ -150,9 +150,8 @@ class MetaStep:
         return self.settled(state) if rolled_back is None else rolled_back
 
     def _outcome(self, state: TrainState, episodes: Any) -> Outcome:
-        strategy = self.laboratory.experiment.strategy
-        strategy = strategy.at(state.step) if isinstance(strategy, Strategy) else strategy
-        gradient, carry = self._gradient_at(strategy, state.buffers), state.carry
+        strategy = self.laboratory.experiment.strategy_at(state.step)
+        gradient, carry = self._gradient_at(strategy, state), state.carry
         if isinstance(carry, SavedCarry):
             _, structure = tree.flatten(gradient(state.meta, episodes).carry)
             carry = tree.unflatten(carry.leaves, structure)
@@ -164,15 +163,17 @@ class MetaStep:
                 self.look(Gradient(state, episodes, strategy, carry, outcome))
             return outcome
 
-    def _gradient_at(self, strategy: Strategy, buffers: Tensors) -> Callable[..., Outcome]:
-        is_kept = self._buffers is buffers or self._can_hold
-        if self._gradient is None or not is_kept or self._strategy != strategy:
-            problem = self.laboratory.train_problem(buffers)
+    def _gradient_at(self, strategy: Any, state: TrainState) -> Callable[..., Outcome]:
+        algorithm = self.laboratory.experiment.algorithm_at(state.step)
+        held = self.laboratory.held(state.buffers, state.step)
+        is_kept = self._held is held or self._can_hold
+        if self._gradient is None or not is_kept or self._made_by != (strategy, algorithm):
+            problem = self.laboratory.train_problem(state.buffers, state.step)
             self._gradient = self.phases.gradient(self.laboratory.experiment.execution, strategy, problem)
-            self._buffers, self._strategy = buffers, strategy
+            self._held, self._made_by = held, (strategy, algorithm)
             self._can_hold = problem.holding is not None
         # Also at first: compiled code is made for arguments of one form.
-        return partial(self._gradient, held=buffers) if self._can_hold and buffers else self._gradient
+        return partial(self._gradient, held=held) if self._can_hold and held else self._gradient
 
 
 def make_optimizer(experiment: Experiment, meta: Tensors) -> torch.optim.Optimizer:

@@ -53,7 +53,7 @@ class PrecisionCheck:
         changes: dict[str, Any] = {"precision": "float32"}
         if hasattr(execution, "compiled"):
             changes["compiled"] = None  # a few gradients are not worth a compilation
-        problem = self.laboratory.train_problem(gradient.state.buffers)
+        problem = self.laboratory.train_problem(gradient.state.buffers, gradient.state.step)
         function = replace(execution, **changes).value_and_grad(gradient.strategy, problem)
         grads: Tensors = function(gradient.state.meta, gradient.episodes, gradient.carry).grads
         return grads

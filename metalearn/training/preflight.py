@@ -33,7 +33,7 @@ def check_plugins(laboratory: Laboratory) -> None:
         UsageError: a split is not there, or something returns what it must not; a `PluginError` for what it raised.
     """
     settings = laboratory.experiment.settings
-    check_split(laboratory.source, "train", wanted_for="meta-training")
+    check_split(laboratory.train_source, "train", wanted_for="meta-training")
     check_split(laboratory.test_source, "test", wanted_for="the final test")
     if settings.validates:
         check_split(laboratory.source, "val", wanted_for="validation (eval.val_episodes=0 for none)")
@@ -41,14 +41,21 @@ def check_plugins(laboratory: Laboratory) -> None:
     for source in (laboratory.source, laboratory.test_source):
         source.protocol()
         TaskCard.of(source.source)
-    trained = _drawn(laboratory.source, "train", settings.seed)
+    trained = _drawn(laboratory.train_source, "train", settings.seed)
     tested = _drawn(laboratory.test_source, "test", settings.seed)
     meta, buffers = laboratory.initial_meta(), laboratory.initial_buffers()
     laboratory.experiment.execution.check(laboratory.train_problem(buffers))
-    for problem_of, episodes in ((laboratory.train_problem, trained), (laboratory.eval_problem, tested)):
+    num_outputs, num_steps = laboratory.source.num_outputs, settings.num_inner_steps_eval
+    for problem_of, episodes, width in (
+        (laboratory.train_problem, trained, laboratory.train_source.num_outputs),
+        (laboratory.eval_problem, tested, num_outputs),
+    ):
         _check_signature(laboratory, episodes)
-        _try(_with_checked_loss(laboratory, problem_of, buffers), laboratory, meta, episodes)
-    check_padded(laboratory, laboratory.source, "train")
+        problem = _with_checked_loss(laboratory, problem_of, buffers, num_outputs=width)
+        # Training may take no inner step where the test does.
+        steps = problem.num_inner_steps if problem_of == laboratory.train_problem else num_steps
+        _try(problem, laboratory, meta, episodes, num_inner_steps=min(1, num_steps, steps))
+    check_padded(laboratory, laboratory.train_source, "train")
     if settings.validates:
         check_padded(laboratory, laboratory.source, "val")
     check_padded(laboratory, laboratory.test_source, "test")
@@ -67,7 +74,8 @@ def check_padded(laboratory: Laboratory, source: GuardedSource, split: str) -> N
         return  # it cuts the padding off: no model or loss ever sees it
     check_padding(episodes, model, seed=seed)
     loss = getattr(laboratory.experiment.algorithm, "loss", None)
-    if callable(loss):
+    # Episodes of an algorithm's own making may have other classes than the model has outputs.
+    if callable(loss) and source.num_outputs == laboratory.source.num_outputs:
         check_loss(loss, model, episodes, seed=seed)
 
 
@@ -81,21 +89,22 @@ def _drawn(source: GuardedSource, split: str, seed: int, *, num_tasks: int = _NU
     return source.episodes(split, range(num_tasks), seed=seed)
 
 
-def _try(problem: Any, laboratory: Laboratory, meta: Tensors, episodes: Episodes) -> None:
+def _try(problem: Any, laboratory: Laboratory, meta: Tensors, episodes: Episodes, *, num_inner_steps: int) -> None:
     execution = laboratory.experiment.execution
     one = tree.map_tensors(lambda leaf: leaf[:1], episodes)
-    num_steps = min(1, laboratory.experiment.settings.num_inner_steps_eval)
     with blamed():
-        execution.evaluate(problem, meta, one, num_inner_steps=num_steps)
+        execution.evaluate(problem, meta, one, num_inner_steps=num_inner_steps)
 
 
-def _with_checked_loss(laboratory: Laboratory, problem_of: Callable[[Tensors], Any], buffers: Tensors) -> Any:
+def _with_checked_loss(
+    laboratory: Laboratory, problem_of: Callable[[Tensors], Any], buffers: Tensors, *, num_outputs: int
+) -> Any:
     """The problem with a look at what the loss is given, where the algorithm has one of our losses."""
     algorithm = laboratory.experiment.algorithm
     known = is_dataclass(algorithm) and any(entry.name == "loss" for entry in fields(algorithm))
     if not known or getattr(algorithm, "loss", None) not in (losses.cross_entropy, losses.mean_squared_error):
         return problem_of(buffers)
-    checked: Any = replace(algorithm, loss=_CheckedLoss(laboratory, algorithm.loss))
+    checked: Any = replace(algorithm, loss=_CheckedLoss(laboratory, algorithm.loss, num_outputs))
     looking = replace(laboratory, experiment=replace(laboratory.experiment, algorithm=checked))
     return getattr(looking, problem_of.__name__)(buffers)
 
@@ -103,9 +112,9 @@ def _with_checked_loss(laboratory: Laboratory, problem_of: Callable[[Tensors], A
 class _CheckedLoss:
     """A loss that first looks at the shape of the model's outputs."""
 
-    def __init__(self, laboratory: Laboratory, loss: Any) -> None:
+    def __init__(self, laboratory: Laboratory, loss: Any, num_outputs: int) -> None:
         self.model = type(laboratory.experiment.module).__name__
-        self.num_outputs = laboratory.source.num_outputs
+        self.num_outputs = num_outputs
         self.loss = loss
 
     def __call__(self, outputs: Any, targets: Tensor, present: Present | None = None) -> Any:

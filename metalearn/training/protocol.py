@@ -11,7 +11,7 @@ from torch import nn
 
 from metalearn.normalisation import Normalisation
 from metalearn.state import describe, partition
-from metalearn.training.experiment import Experiment, Source
+from metalearn.training.experiment import Experiment, Source, TrainingSettings, has_inner_steps
 from metalearn.training.norm_card import policy_card
 from metalearn.training.precision_check import precision_card
 from metalearn.types import Tensors
@@ -45,7 +45,6 @@ def protocol_card(
         records: of the run, where it found how far its meta-gradients are from those in float32.
     """
     settings, algorithm = experiment.settings, experiment.algorithm
-    inner_lr = _plain(getattr(algorithm, "inner_lr", None))
     card = dict(source.protocol()) | {
         "split": split,
         "algorithm": type(algorithm).__name__,
@@ -55,9 +54,7 @@ def protocol_card(
         **precision_card(experiment.execution, records),
         "inner_steps_train": getattr(algorithm, "num_inner_steps", None),
         "inner_steps_test": num_inner_steps,
-        "inner_optimizer": _name(getattr(algorithm, "inner_optimizer", None)),
-        "inner_lr_train": inner_lr,
-        "inner_lr_test": inner_lr,
+        **_inner(algorithm),
         **model_card(
             experiment.module,
             getattr(algorithm, "normalisation", "module"),
@@ -65,15 +62,17 @@ def protocol_card(
         ),
         "num_meta_parameters": sum(value.numel() for value in meta.values()),
         **_roles(algorithm, experiment.module),
+        **_own(algorithm),
         "meta_batch_size": settings.batch_size,
         "meta_steps": settings.num_steps,
         **_outer(experiment.config.get("meta", {})),
         "checkpoint": checkpoint,
+        "model_selection": _selection(settings),
         "meta_steps_of_checkpoint": meta_steps_done,
         "meta_gradient_clip": settings.clip,
         "validation_episodes": settings.val_episodes if settings.validates else 0,
         "seed": settings.seed,
-        "episodes_seed": settings.seed,
+        "episodes_seed": settings.seed_of_test,
         "versions": versions(),
         "device": device_name(device),
         "num_threads": torch.get_num_threads(),
@@ -94,9 +93,10 @@ def model_card(
         policy: the normalisation policy of the algorithm.
         mean_returns: whether the execution returns the tasks' mean of buffers to the model.
     """
-    filters, protocol = _filters(module), getattr(module, "protocol", None)
+    protocol = getattr(module, "protocol", None)
     # Whether a model is transductive is not its own to say: the policy decides.
     said = protocol() if callable(protocol) else {}
+    filters = _plain(said.get("filters", _filters(module)))  # several widths are the model's own to say
     details = {name: value for name, value in said.items() if name != "transductive"}
     return {
         "model": type(module).__name__,
@@ -161,8 +161,32 @@ def _roles(algorithm: Any, module: nn.Module) -> dict[str, Any]:
     }
 
 
+def _inner(algorithm: Any) -> dict[str, Any]:
+    """The inner optimizer and its rate, where the algorithm steps at all."""
+    optimizer = _name(getattr(algorithm, "inner_optimizer", None))
+    if not has_inner_steps(algorithm):
+        return {} if optimizer is None else {"inner_optimizer": optimizer}
+    rate = _plain(getattr(algorithm, "inner_lr", None))
+    return {"inner_optimizer": optimizer, "inner_lr_train": rate, "inner_lr_test": rate}
+
+
+def _own(algorithm: Any) -> dict[str, Any]:
+    """What the algorithm itself says."""
+    said = getattr(algorithm, "protocol", None)
+    return _plain(said()) if callable(said) else {}
+
+
 def _outer(meta: Mapping[str, Any]) -> dict[str, Any]:
     return {f"meta_{name}": meta[name] for name in ("optimizer", "lr", "schedule") if name in meta}
+
+
+def _selection(settings: TrainingSettings) -> str:
+    """What chose the checkpoint "best"; never the split that is tested."""
+    if not settings.validates:
+        return "none: the last checkpoint"
+    return (
+        f"best on {settings.val_episodes} episodes of the split 'val', looked at every {settings.eval_every} meta steps"
+    )
 
 
 def _name(make: Any) -> str | None:

@@ -9,7 +9,7 @@ from metalearn.training.checkpoint import Checkpoint, check_fits, find_checkpoin
 from metalearn.training.chosen import as_chosen
 from metalearn.training.evaluation import Measurement, check_split, measure
 from metalearn.training.execution_record import execution_card
-from metalearn.training.experiment import Experiment
+from metalearn.training.experiment import Experiment, refuse_inner_steps
 from metalearn.training.fit import draw_fit
 from metalearn.training.guard import GuardedSource
 from metalearn.training.interrupts import StopFlag
@@ -20,10 +20,10 @@ from metalearn.training.preflight import check_padded
 from metalearn.training.progress import Progress, SilentProgress
 from metalearn.training.protocol import protocol_card
 from metalearn.training.records import read_records
-from metalearn.training.results import Results, by_step, last_step
+from metalearn.training.results import Results, by_step, last_step, of_the_first
 from metalearn.training.run_directory import CURVES, METRICS, RESULTS
 from metalearn.training.state import check_loop
-from metalearn.types import Tensors
+from metalearn.types import Episodes, Tensors
 
 
 class Log(Protocol):
@@ -42,7 +42,8 @@ def validation(
     """
     settings = laboratory.experiment.settings
     measured = _measured(
-        laboratory, meta, buffers, source=laboratory.source, split="val", num_episodes=settings.val_episodes,
+        laboratory, meta, buffers, source=laboratory.source, split="val", seed=settings.seed,
+        num_episodes=settings.val_episodes,
         num_inner_steps=settings.num_inner_steps_eval, name="validation", progress=progress, stop=stop,
     )  # fmt: skip
     return last_step(measured)
@@ -84,17 +85,19 @@ def evaluate(
     split: str = "test",
     baseline: bool = True,
     progress: Progress | None = None,
+    watch: Callable[[Episodes], None] = lambda episodes: None,
 ) -> Results:
     """Measures a checkpoint; writes nothing.
 
     Args:
-        experiment: as it was trained; its episodes' seed is that of the run.
+        experiment: as it was trained; its settings say which seed the episodes have.
         checkpoint: a run directory (its best checkpoint, else its last) or a checkpoint's own folder.
         num_episodes: by default as many as the run's own test.
         num_inner_steps: by default as in the run's own test.
         split: of the task source.
         baseline: whether to measure the same adaptation from the untrained initialisation too.
         progress: where to report to; nowhere by default.
+        watch: called with each batch of episodes that the checkpoint is measured on.
 
     Raises:
         UsageError: no such split, device or checkpoint, or one of another model.
@@ -104,6 +107,8 @@ def evaluate(
     laboratory = prepare_laboratory(as_measured(as_chosen(experiment, found), found))
     check_split(laboratory.test_source, split, wanted_for="the evaluation")
     check_padded(laboratory, laboratory.test_source, split)
+    if num_inner_steps:
+        refuse_inner_steps(experiment.algorithm, f"num_inner_steps={num_inner_steps}")
     settings = experiment.settings
     path = find_checkpoint(checkpoint)
     with repeatable():
@@ -118,6 +123,7 @@ def evaluate(
             progress=progress or SilentProgress(),
             stop=StopFlag(),
             wall_time=None,
+            watch=watch,
         )
 
 
@@ -134,15 +140,17 @@ def _results(
     stop: StopFlag,
     wall_time: Callable[[], float] | None,
     records: Sequence[Mapping[str, Any]] = (),
+    watch: Callable[[Episodes], None] = lambda episodes: None,
 ) -> Results:
     meta, loop = checkpoint.meta, checkpoint.loop
     how: dict[str, Any] = {
         "source": laboratory.test_source, "split": split, "num_episodes": num_episodes,
-        "num_inner_steps": num_inner_steps, "progress": progress,
-        "stop": stop,
+        "seed": laboratory.experiment.settings.seed_of_test,
+        "num_inner_steps": num_inner_steps, "progress": progress, "stop": stop,
     }  # fmt: skip
-    measured = _measured(laboratory, meta, checkpoint.buffers, name=split, **how)
+    measured = _measured(laboratory, meta, checkpoint.buffers, name=split, watch=watch, **how)
     data: dict[str, Any] = {split: last_step(measured), f"{split}_by_step": by_step(measured)}
+    data |= of_the_first(measured, split)
     if baseline:
         untrained = _measured(
             laboratory, laboratory.initial_meta(), laboratory.initial_buffers(), name="random initialisation", **how
@@ -162,7 +170,7 @@ def _results(
         wall_time=float(loop["wall_time"]) if wall_time is None else wall_time(),
         records=records,
     ) | execution_card(path)
-    return Results(data=data, split=split)
+    return Results(data=data, split=split, values=measured)
 
 
 def _measured(
@@ -172,18 +180,20 @@ def _measured(
     *,
     source: GuardedSource,
     split: str,
+    seed: int,
     num_episodes: int,
     num_inner_steps: int,
     name: str,
     progress: Progress,
     stop: StopFlag,
+    watch: Callable[[Episodes], None] = lambda episodes: None,
 ) -> Tensors:
     settings = laboratory.experiment.settings
     return measure(
         Measurement(
             source=source,
             split=split,
-            seed=settings.seed,
+            seed=seed,
             num_episodes=num_episodes,
             batch_size=settings.test_batch_size,
             num_inner_steps=num_inner_steps,
@@ -194,6 +204,7 @@ def _measured(
         name=name,
         progress=progress,
         check=stop.check,
+        watch=watch,
     )
 
 

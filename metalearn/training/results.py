@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ from metalearn.errors import UsageError
 from metalearn.files import write_atomically
 from metalearn.types import Tensors
 
+USUAL = 600
+"""The test episodes of most papers; the rest report 10,000."""
+
 
 @dataclass(frozen=True)
 class Results:
@@ -21,12 +24,15 @@ class Results:
 
     Attributes:
         data: the content of results.json: metrics as `{"mean", "ci95", "num_episodes"}` under `test`, the same after
-            every inner step under `test_by_step`, from a random initialisation under `baseline`, and `protocol`.
-        split: which split was measured; it names the first two entries.
+            every inner step under `test_by_step`, from a random initialisation under `baseline`, and `protocol`. Where
+            there are more than 600 episodes, the first 600 alone under `test_first_600`.
+        split: which split was measured; it names the first of these entries.
+        values: every metric of every episode after 0 … K inner steps, `[task, K + 1]`; not saved.
     """
 
     data: Mapping[str, Any]
     split: str = "test"
+    values: Tensors = field(default_factory=dict, repr=False, compare=False)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the data as JSON.
@@ -48,6 +54,9 @@ class Results:
             if baseline:
                 line += f"; from a random initialisation: {describe(baseline, percent=name == 'accuracy')}"
             lines.append(f"{line} ({measured['num_episodes']} episodes)")
+            first = self.data.get(f"{self.split}_first_{USUAL}", {}).get(name)
+            if first:
+                lines.append(f"  the first {USUAL} of them: {describe(first, percent=name == 'accuracy')}")
         return "\n".join(lines)
 
 
@@ -71,6 +80,13 @@ def summarise(values: Tensor) -> dict[str, Any]:
 def last_step(measured: Tensors) -> dict[str, Any]:
     """The summary of every metric `[task, step]` after the last inner step."""
     return {name: summarise(values[:, -1]) for name, values in measured.items()}
+
+
+def of_the_first(measured: Tensors, split: str) -> dict[str, Any]:
+    """The summaries of the first `USUAL` episodes beside those of more: what most papers report is in a longer test."""
+    if not any(len(values) > USUAL for values in measured.values()):
+        return {}
+    return {f"{split}_first_{USUAL}": last_step({name: values[:USUAL] for name, values in measured.items()})}
 
 
 def by_step(measured: Tensors) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def check_writable(folder: Path) -> None:
 
 def compare_configs(then: Mapping[str, Any], now: Mapping[str, Any], *, folder: Path) -> None:
     """Refuses to go on with a configuration that would change the numbers of the run in `folder`."""
-    before, after = _flat(then), _flat(_as_json(now))
+    before, after = flat(then), flat(_as_json(now))
     names = sorted(name for name in before.keys() | after.keys() if not _is_free(name))
     absent = "nothing"
     changed = [name for name in names if before.get(name, absent) != after.get(name, absent)]
@@ -166,11 +166,17 @@ def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _flat(nest: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(nest: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nest of mappings as one, with dotted keys.
+
+    Example:
+        >>> flat({"inner": {"lr": 0.1, "options": {}}, "seed": 0})
+        {'inner.lr': 0.1, 'inner.options': {}, 'seed': 0}
+    """
+    found: dict[str, Any] = {}
     for name, value in nest.items():
         if isinstance(value, Mapping) and value:
-            flat.update(_flat(value, f"{prefix}{name}."))
+            found.update(flat(value, f"{prefix}{name}."))
         else:
-            flat[prefix + name] = value
-    return flat
+            found[prefix + name] = value
+    return found

@@ -75,6 +75,7 @@ class TaskCard:
         scaled_uint8: whether the source multiplied uint8 values by 1/255; `None` where it does not say.
         differs: the optional attributes that the sources of a mixture do not agree on.
         sources: the cards of a mixture's sources by name, where there is such a difference.
+        num_training_classes: the classes of the training split, where the source tells them apart in all its tasks.
     """
 
     name: str
@@ -88,6 +89,7 @@ class TaskCard:
     scaled_uint8: bool | None = None
     differs: tuple[str, ...] = ()
     sources: tuple[tuple[str, "TaskCard"], ...] = ()
+    num_training_classes: int | None = None
 
     @property
     def scales_uint8(self) -> bool | None:
@@ -152,6 +154,7 @@ class TaskCard:
                 scaled_uint8=getattr(source, "scaled_uint8", None),
                 differs=differs,
                 sources=tuple((each, cls.of(part)) for each, part in source.components.items()) if differs else (),
+                num_training_classes=getattr(source, "num_training_classes", None),
             )
             _check(card)
         except UsageError:
@@ -208,6 +211,7 @@ class TaskCard:
             "scaled_uint8": self.scaled_uint8,
             "differs": list(self.differs),
             "sources": {name: card._to_dict() for name, card in self.sources},
+            "num_training_classes": self.num_training_classes,
         }
 
     @classmethod
@@ -224,6 +228,7 @@ class TaskCard:
             scaled_uint8=data.get("scaled_uint8"),
             differs=tuple(map(str, data.get("differs", ()))),
             sources=tuple((str(name), cls._from_dict(each)) for name, each in data.get("sources", {}).items()),
+            num_training_classes=data.get("num_training_classes"),
         )
         _check(card)
         return card
@@ -253,6 +258,8 @@ def _check(card: TaskCard) -> None:
         raise ValueError(f"input_shape is {list(card.input_shape)}, expected whole numbers of at least 1")
     if not _is_count(card.num_outputs):
         raise ValueError(f"num_outputs is {card.num_outputs!r}, expected a whole number of at least 1")
+    if card.num_training_classes is not None and not _is_count(card.num_training_classes):
+        raise ValueError(f"num_training_classes is {card.num_training_classes!r}, expected a whole number")
     if card.image_format is not None and not isinstance(card.image_format, ImageFormat):
         raise ValueError(f"image_format is a {type(card.image_format).__name__}, expected an ImageFormat")
     if card.image_format is not None and card.image_format.shape != card.input_shape:

@@ -14,6 +14,7 @@ from metalearn.errors import UsageError
 from metalearn.functional import FunctionalModel
 from metalearn.normalisation import policy_of
 from metalearn.training import TaskCard, resolve_device
+from metalearn.training.experiment import has_inner_steps
 from metalearn.types import Present, Tensors
 from metalearn.use.inputs import as_inputs
 from metalearn.use.targets import Classes, as_targets, index_labels, label_array
@@ -249,12 +250,14 @@ class AdaptedLearner:
                 for part in torch.split(inputs, int(batch_size or len(inputs)))
             ]
             outputs = torch.cat(parts)
+        # Some algorithms say minus infinity for outputs that are no classes of the support set.
+        outputs = outputs if self.classes is None else outputs[:, list(self.classes.outputs)]
         if not outputs.isfinite().all():
             raise UsageError(
                 f"the model's outputs are not finite after {learner.num_inner_steps} inner steps: the adaptation "
                 "diverged. Take fewer num_inner_steps, and examples in the units that the run was trained on."
             )
-        return outputs if self.classes is None else outputs[:, list(self.classes.outputs)]
+        return outputs
 
     def __repr__(self) -> str:
         of = "" if self.classes is None else f", classes={list(self.classes.labels)}"
@@ -289,7 +292,7 @@ def _computing() -> Iterator[None]:
 def _with_steps(algorithm: Any, num_inner_steps: int | None) -> Any:
     if num_inner_steps is None:
         return algorithm
-    if not is_dataclass(algorithm) or not hasattr(algorithm, "num_inner_steps"):
+    if not is_dataclass(algorithm) or not hasattr(algorithm, "num_inner_steps") or not has_inner_steps(algorithm):
         raise UsageError(f"{type(algorithm).__name__} takes no inner steps: leave num_inner_steps out.")
     if not _is_count(num_inner_steps, least=0):
         raise UsageError(f"num_inner_steps is {num_inner_steps!r}; it has to be a whole number of at least 0.")

@@ -14,6 +14,7 @@ from metalearn.functional import functionalize
 from metalearn.normalisation import policy_of
 from metalearn.training import TaskCard, find_checkpoint, load_checkpoint, resolve_device
 from metalearn.training.checkpoint import check_fits
+from metalearn.training.experiment import has_inner_steps
 from metalearn.training.run_directory import CHECKPOINTS
 from metalearn.types import Tensors
 from metalearn.use.learner import Learner
@@ -79,7 +80,7 @@ def load(
         step=found.step,
         run=str(folder),
     )
-    at_test = config.eval.num_inner_steps if num_inner_steps is None else num_inner_steps
+    at_test = config.eval.num_inner_steps if num_inner_steps is None and has_inner_steps(algorithm) else num_inner_steps
     return learner if at_test is None else learner.with_inner_steps(at_test)
 
 

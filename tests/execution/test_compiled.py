@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metalearn import Problem, UsageError, functionalize, losses, optim, tree
-from metalearn.algorithms import MAML
+from metalearn.algorithms import MAML, MAMLPlusPlus
 from metalearn.compilation import programs
 from metalearn.execution import Loop, Vmap
 from metalearn.metagrad import FirstOrder, ForwardMode, Stepwise, Truncated, Unrolled
@@ -286,3 +286,22 @@ COMPILED = {
 def test_by_the_compiler(row: str) -> None:
     execution, made = COMPILED[row]
     _check(execution, Unrolled(), *made(), problems.values())
+
+
+@interpreted
+@pytest.mark.parametrize("way", ["vmap, pieces", "chunks of 2, pieces", "loop, whole"])
+def test_weights_of_losses_that_change_between_meta_steps_need_no_new_code(way: str) -> None:
+    model, episodes = problems.model_of("batch norm, running statistics"), problems.images()
+    algorithm = MAMLPlusPlus(
+        loss=losses.cross_entropy, inner_lr=0.2, num_inner_steps=3, multi_step_until=10, per_step_norms=False
+    )
+    problem, meta = algorithm.problem(model), algorithm.init(model)
+    eager = Loop().value_and_grad(Unrolled(), problem)
+    compiled = WAYS[way].value_and_grad(Unrolled(), problem)
+    values = set()
+    for step in (0, 4, 8):
+        held = {**model.buffers, **algorithm.held(step)}
+        got = compiled(meta, episodes, held=held)
+        _agree(got, eager(meta, episodes, held=held))
+        values.add(got.value.item())
+    assert len(values) == 3

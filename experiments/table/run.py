@@ -1,0 +1,121 @@
+"""Runs the cells of the table, each at the budget of a CPU.
+
+    python experiments/table/run.py calibrate             # seconds a meta step, and how many fit the budget: steps.json
+    python experiments/table/run.py train --runs FOLDER   # what is missing, one after another; again: goes on
+    python experiments/table/run.py table                 # table.md, of what there is
+
+A cell is one command, printed as it starts; its results.json is kept here as results/BENCHMARK-ALGORITHM.json with the
+command, the processor seconds and the peak memory. `--cells` takes parts of names; two processes with different cells
+may work side by side.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from cells import ALGORITHMS, BENCHMARKS, CELLS, HERE, PUBLISHED, STEPS, command_of, known_steps, name_of, overrides_of
+
+RESULTS = HERE / "results"
+SHORT, LONG = 4, 12
+"""Meta steps of the two runs whose difference is that of the steps alone."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("calibrate", "train", "table"))
+    parser.add_argument("--cells", nargs="*", default=[""], help="parts of the names of cells")
+    parser.add_argument("--runs", type=Path, help="the folder of the runs")
+    options = parser.parse_args()
+    chosen = [cell for cell in CELLS if any(part in name_of(cell) for part in options.cells)]
+    if not chosen:
+        parser.error(f"no cell is called so; there are {', '.join(map(name_of, CELLS))}")
+    if options.what == "train" and options.runs is None:
+        parser.error("train needs --runs FOLDER")
+    if options.what == "table":
+        (HERE / "table.md").write_text(table())
+    for cell in chosen:
+        if options.what == "calibrate":
+            calibrate(cell)
+        elif options.what == "train":
+            train(cell, options.runs / name_of(cell))
+    return 0
+
+
+def calibrate(cell: tuple[str, str]) -> None:
+    """Finds out how many meta steps fit into the budget."""
+    seconds = {}
+    for num_steps in (SHORT, LONG):
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = [
+                *overrides_of(cell), f"meta.num_steps={num_steps}", "eval.every=0", "eval.val_episodes=0",
+                "eval.num_episodes=1", "device=cpu", "logger=none", f"hydra.run.dir={folder}/run",
+            ]  # fmt: skip
+            seconds[num_steps] = _run(arguments)["cpu_seconds"]
+    step = (seconds[LONG] - seconds[SHORT]) / (LONG - SHORT)
+    fits = 60 * BENCHMARKS[cell[1]].minutes / step
+    digits = 10 ** max(len(str(int(fits))) - 2, 0)
+    steps = {**known_steps(), name_of(cell): {"seconds_a_step": step, "num_steps": int(fits // digits * digits)}}
+    STEPS.write_text(json.dumps(dict(sorted(steps.items())), indent=2) + "\n")
+    print(f"{name_of(cell)}: {step:.3f} s a meta step, {steps[name_of(cell)]['num_steps']} steps", flush=True)
+
+
+def train(cell: tuple[str, str], folder: Path) -> None:
+    """Runs a cell, or goes on with it, unless its result is there."""
+    kept = RESULTS / f"{name_of(cell)}.json"
+    if kept.exists():
+        return
+    arguments = command_of(cell, int(known_steps()[name_of(cell)]["num_steps"]))
+    print(f"{name_of(cell)}: python -m metalearn.train {shlex.join(arguments)}", flush=True)
+    resumes = (folder / "checkpoints" / "last" / "state.json").exists()
+    spent = _run([f"run={folder}"] if resumes else [*arguments, f"hydra.run.dir={folder}"])
+    RESULTS.mkdir(exist_ok=True)
+    found = json.loads((folder / "results.json").read_text())
+    record = {"command": f"python -m metalearn.train {shlex.join(arguments)}", "resumed": resumes, **spent, **found}
+    kept.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _run(arguments: list[str]) -> dict[str, float]:
+    """A run of the command line on one thread; raises where it fails."""
+    began, environment = time.monotonic(), {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "metalearn.train", *arguments]
+    process = subprocess.Popen(command, env=environment)
+    _, status, usage = os.wait4(process.pid, 0)
+    if os.waitstatus_to_exitcode(status):
+        raise SystemExit(f"failed: {shlex.join(command)}")
+    return {
+        "wall_seconds": time.monotonic() - began,
+        "cpu_seconds": usage.ru_utime + usage.ru_stime,
+        "peak_megabytes": usage.ru_maxrss / 1024,
+    }
+
+
+def table() -> str:
+    """The table as Markdown: ours, marked as budgeted, beside the published figure; empty where there was no run."""
+    lines = ["| | " + " | ".join(benchmark.title for benchmark in BENCHMARKS.values()) + " |", "|---" * 6 + "|"]
+    for algorithm, about in ALGORITHMS.items():
+        cells = [_cell(algorithm, benchmark) for benchmark in BENCHMARKS]
+        lines.append(f"| {about.title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(algorithm: str, benchmark: str) -> str:
+    kept = RESULTS / f"{name_of((algorithm, benchmark))}.json"
+    published = PUBLISHED.get((algorithm, benchmark))
+    told = f" ({published})" if published else ""
+    if not kept.exists():
+        return told.strip()
+    found: dict[str, Any] = json.loads(kept.read_text())["test"][BENCHMARKS[benchmark].metric]
+    if BENCHMARKS[benchmark].metric == "accuracy":
+        return f"{100 * found['mean']:.1f} ± {100 * found['ci95']:.1f} b{told}"
+    return f"{found['mean']:.3f} ± {found['ci95']:.3f} b{told}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

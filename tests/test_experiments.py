@@ -16,6 +16,7 @@ from torch import nn
 from metalearn import UsageError, functionalize, tree
 from metalearn.metagrad import FirstOrder, Implicit, Stepwise, Unrolled
 from metalearn.testing import check_meta_gradient
+from tests.test_configs import composed
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 D = torch.float64
@@ -212,3 +213,18 @@ def test_the_learned_optimizer_beats_the_tuned_ones_on_runs_it_has_not_seen(
     assert len(below) == 6
     assert all(each["mean"] > 0 for each in below.values())
     assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_every_cell_of_the_table_is_a_run_that_composes(imported: Load, tmp_path: Path) -> None:
+    cells = imported("table", "cells")
+    assert len(set(map(cells.name_of, cells.CELLS))) == len(cells.CELLS)
+    assert set(cells.PUBLISHED) <= set(cells.CELLS)
+    first = {algorithm: (algorithm, benchmark) for algorithm, benchmark in reversed(cells.CELLS)}
+    for cell in {*first.values(), *(cell for cell in cells.CELLS if cell[0] == "maml")}:
+        config = composed(*cells.command_of(cell, 100))
+        assert (config.meta.num_steps, config.eval.every, config.eval.num_episodes) == (100, 10, 600)
+        assert config.algorithm["_target_"].startswith("metalearn.algorithms.")
+    run = imported("table", "run")
+    lines = run.table().splitlines()
+    assert len(lines) == 2 + len(cells.ALGORITHMS)
+    assert {line.count("|") for line in lines} == {2 + len(cells.BENCHMARKS)}

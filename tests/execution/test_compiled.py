@@ -94,7 +94,7 @@ def test_every_optimizer(optimizer: str) -> None:
 
 
 @interpreted
-@pytest.mark.parametrize("num_steps", [0, 1, 2, 4])
+@pytest.mark.parametrize("num_steps", [0, 1, 3])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_number_of_steps(strategy: str, num_steps: int) -> None:
     problem, meta = problem_of_model("accumulator", "adam")
@@ -289,7 +289,7 @@ def test_by_the_compiler(row: str) -> None:
 
 
 @interpreted
-@pytest.mark.parametrize("way", ["vmap, pieces", "chunks of 2, pieces", "loop, whole"])
+@pytest.mark.parametrize("way", ["vmap, pieces", "loop, whole"])
 def test_weights_of_losses_that_change_between_meta_steps_need_no_new_code(way: str) -> None:
     model, episodes = problems.model_of("batch norm, running statistics"), problems.images()
     algorithm = MAMLPlusPlus(

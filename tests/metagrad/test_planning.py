@@ -76,13 +76,15 @@ STRATEGIES = [Unrolled(), Stepwise(), Stepwise(every="sqrt"), Stepwise(every=5),
 @pytest.mark.parametrize(("model", "optimizer"), [("mlp", "sgd"), ("conv4", "adam"), (RUNNING, "sgd")])
 def test_the_prediction_is_what_the_run_takes(model: str, optimizer: str) -> None:
     problem, meta, episode = case(model, optimizer, 13)
-    for row in plan(problem, meta, episode, strategies=STRATEGIES).rows:
+    # Of a larger model those that keep other things; all of them on the small one.
+    strategies = STRATEGIES if model == "mlp" else [STRATEGIES[number] for number in (0, 1, 3, 5, 7)]
+    for row in plan(problem, meta, episode, strategies=strategies).rows:
         assert row.refused is None
         assert row.peak_bytes == pytest.approx(measured(row.strategy, problem, meta, episode), rel=0.1), row.name
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("optimizer", "num_inner_steps"), [("sgd", 200), ("adam", 60)])
+@pytest.mark.parametrize(("optimizer", "num_inner_steps"), [("sgd", 120), ("adam", 40)])
 def test_the_prediction_holds_for_long_loops(optimizer: str, num_inner_steps: int) -> None:
     problem, meta, episode = case("mlp", optimizer, num_inner_steps)
     strategies = [Unrolled(), Stepwise(), Stepwise(every="sqrt"), FirstOrder(), Truncated(20)]
@@ -117,12 +119,11 @@ def test_the_first_exact_strategy_that_fits_is_recommended() -> None:
     problem, meta, episode = case("mlp", "adam", 30)
     need = list(sizes(plan(problem, meta, episode, strategies=RULE)).values())
     assert need[0] > need[1] > need[2]
-    for strategy, size in zip(RULE, need, strict=True):
-        for num_tasks in (1, 3):
-            options = {"num_tasks": num_tasks, "strategies": [FirstOrder(), *RULE]}
-            assert plan(problem, meta, episode, memory=num_tasks * size, **options).recommended == strategy
-            short = plan(problem, meta, episode, memory=num_tasks * size - 1, **options)
-            assert next(row for row in short.rows if row.strategy == strategy).refused == "does not fit"
+    for strategy, size, num_tasks in zip(RULE, need, (1, 3, 2), strict=True):
+        options = {"num_tasks": num_tasks, "strategies": [FirstOrder(), *RULE]}
+        assert plan(problem, meta, episode, memory=num_tasks * size, **options).recommended == strategy
+        short = plan(problem, meta, episode, memory=num_tasks * size - 1, **options)
+        assert next(row for row in short.rows if row.strategy == strategy).refused == "does not fit"
 
 
 def test_a_shortfall_is_named_with_what_mends_it() -> None:

@@ -1,5 +1,6 @@
 """`python -m metalearn.train [overrides]`: compose, build, train; with run=DIR, go on with an interrupted run."""
 
+import importlib
 import json
 import os
 import signal
@@ -117,6 +118,8 @@ def _train(
     changes: Mapping[str, Any] | None = None,
 ) -> None:
     experiment = configuration.build_experiment(config)
+    # torch.func loads torch's compiler, a second, at its first call: before training, once there is no mistake to tell.
+    importlib.import_module("torch._dynamo")
     logger, progress = configuration.build_logger(config)
     if not resume:
         configuration.write_config(config, folder)

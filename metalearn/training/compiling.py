@@ -166,12 +166,13 @@ class Switching:
                     outcome: Outcome = eager(meta, episodes, carry, **held)
                 return outcome
             self._times.is_compiled = True
-            return self._outcome(strategy, problem, eager, (meta, episodes, carry), held)
+            return self._outcome(name, strategy, problem, eager, (meta, episodes, carry), held)
 
         return run
 
-    def _outcome(self, strategy: Any, problem: Any, eager: Callable[..., Outcome], args: Any, held: Any) -> Outcome:
-        name = named(strategy, problem)
+    def _outcome(
+        self, name: str, strategy: Any, problem: Any, eager: Callable[..., Outcome], args: Any, held: Any
+    ) -> Outcome:
         entry, function = self.record.entry(name), self._functions.get(name)
         if entry is None:
             return self._first(strategy, problem, eager(*args, **held), args, held)

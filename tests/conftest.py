@@ -27,6 +27,19 @@ def _root_logger_as_it_was() -> Iterator[None]:
     root.setLevel(level)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _pictures_without_layout() -> Iterator[None]:
+    """Every run in a test draws its pictures; arranging them takes a third of such a run, and no number depends on it.
+
+    What tests start as processes of their own draws them whole.
+    """
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ConstrainedLayoutEngine, "execute", lambda engine, figure: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def omniglot_root() -> Path:
     """The folder of the real Omniglot. Missing data is a failure, not a skip: a silent skip would certify nothing."""

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from metalearn.algorithms import MAML
+from metalearn.functional import functionalize
 from metalearn.normalisation import Normalisation
-from metalearn.state import describe, partition
+from metalearn.state import describe
 from metalearn.training.experiment import Experiment, Source, TrainingSettings, has_inner_steps
 from metalearn.training.norm_card import policy_card
 from metalearn.training.precision_check import precision_card
@@ -151,12 +153,14 @@ def _chosen(configured: Mapping[str, Any]) -> dict[str, Any]:
 
 def _roles(algorithm: Any, module: nn.Module) -> dict[str, Any]:
     """Which parameters the inner loop adapts and which are learned, where the algorithm lets that be chosen."""
-    if not hasattr(algorithm, "adapted") or not hasattr(algorithm, "learned"):
+    if not isinstance(algorithm, MAML):
         return {}
-    adapted, _ = partition(dict(module.named_parameters()), algorithm.adapted, model=module)
+    # CAVIA adapts what the module alone has not: the working model has it.
+    working = algorithm.working_model(functionalize(module))
+    adapted = algorithm.roles(working).adapted
     return {
         "adapted_parameters": describe(algorithm.adapted),
-        "num_adapted_parameters": sum(value.numel() for value in adapted.values()),
+        "num_adapted_parameters": sum(working.params[name].numel() for name in adapted),
         "learned_parameters": describe(algorithm.learned),
     }
 

@@ -285,7 +285,8 @@ COMPILED = {
 @pytest.mark.parametrize("row", COMPILED)
 def test_by_the_compiler(row: str) -> None:
     execution, made = COMPILED[row]
-    _check(execution, Unrolled(), *made(), problems.values())
+    two_tasks = tree.map_tensors(lambda leaf: leaf[:2], problems.values())
+    _check(execution, Unrolled(), *made(), two_tasks)
 
 
 @interpreted

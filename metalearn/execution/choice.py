@@ -16,6 +16,9 @@ from metalearn.problem import Problem
 
 TASKS = ("auto", "loop", "vmap")
 
+WIDE, WIDE_COMPILED = 200_000, 50_000
+"""Entries of one parameter from which on vmap, which holds it once for each task, falls out of a CPU's caches."""
+
 Compile: TypeAlias = bool | str
 """False, True (the rule's choice), "pieces" or "whole"."""
 
@@ -36,12 +39,11 @@ def choose(
 ) -> Execution:
     """The way of running tasks called `tasks`, compiled as `compile` says.
 
-    `"auto"` follows a fixed rule, so that a run repeats: a loop for a model with convolutions on a CPU, where vmap
-    turns them into slower grouped ones; `vmap` otherwise.
+    `"auto"` follows a fixed rule, so that a run repeats; see `tasks_by_rule`.
 
     Args:
         tasks: `"auto"`, `"loop"` or `"vmap"`.
-        model: of which the rule wants to know whether it has convolutions.
+        model: of which the rule wants to know what layers it has, and how wide they are.
         device: where it runs.
         chunk_size: see `Vmap`.
         buffers: see `Execution`, as the four below.
@@ -59,9 +61,9 @@ def choose(
     check_precision(precision, torch.device(device))
     if tasks not in TASKS:
         raise UsageError(f"execution.tasks={tasks!r} is not a way of running tasks. {did_you_mean(tasks, TASKS)}")
-    if tasks == "auto":
-        tasks = tasks_by_rule(model, device)
     compiled = compiled_as(compile, strategy=strategy, num_inner_steps=num_inner_steps)
+    if tasks == "auto":
+        tasks = tasks_by_rule(model, device, compiled=compiled is not None)
     if tasks == "vmap":
         return Vmap(
             chunk_size=chunk_size, buffers=buffers, nonfinite=nonfinite, task_clip=task_clip, precision=precision,
@@ -74,10 +76,31 @@ def choose(
     return Loop(buffers=buffers, nonfinite=nonfinite, task_clip=task_clip, precision=precision, compiled=compiled)
 
 
-def tasks_by_rule(model: nn.Module, device: torch.device | str) -> str:
-    """`"loop"` for a model with convolutions on a CPU, else `"vmap"`; compiled or not."""
-    has_convolution = any(isinstance(part, nn.modules.conv._ConvNd) for part in model.modules())
-    return "loop" if has_convolution and torch.device(device).type == "cpu" else "vmap"
+def tasks_by_rule(model: nn.Module, device: torch.device | str, *, compiled: bool = False) -> str:
+    """`"loop"` or `"vmap"`: what was faster in `experiments/speed`, as a rule without a clock.
+
+    On a GPU it is vmap. On a CPU it is a loop
+
+    - for a model with convolutions, which vmap turns into slower grouped ones;
+    - for one with a parameter of `WIDE` entries (a layer of 450 by 450), compiled `WIDE_COMPILED` (225 by 225): of such
+      a layer the tasks' copies do not fit into the caches together;
+    - for a compiled one with a recurrent layer, whose step vmap makes too long for the compiler;
+
+    and vmap otherwise. The copies are those of adapted parameters, which the rule does not know: where wide layers are
+    shared by the tasks, as ANIL's, `execution.tasks=vmap` can be faster.
+
+    Example:
+        >>> [tasks_by_rule(nn.Linear(width, width), "cpu") for width in (40, 640)]
+        ['vmap', 'loop']
+        >>> tasks_by_rule(nn.Linear(640, 640), "cuda")
+        'vmap'
+    """
+    if torch.device(device).type != "cpu":
+        return "vmap"
+    slow = (nn.modules.conv._ConvNd, nn.RNNBase) if compiled else (nn.modules.conv._ConvNd,)
+    widest = max((value.numel() for value in model.parameters()), default=0)
+    is_wide = widest >= (WIDE_COMPILED if compiled else WIDE)
+    return "loop" if is_wide or any(isinstance(part, slow) for part in model.modules()) else "vmap"
 
 
 def compiled_as(compile: Compile, *, strategy: Any, num_inner_steps: int) -> CompiledAs | None:

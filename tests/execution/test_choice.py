@@ -34,13 +34,24 @@ def test_the_rule_looks_at_the_strategy_and_the_steps(strategy: Any, num_inner_s
 
 
 @pytest.mark.parametrize(
-    ("model", "device", "expected"), [(MLP, "cpu", Vmap), (CONVOLUTION, "cpu", Loop), (CONVOLUTION, "cuda", Vmap)]
+    ("model", "device", "expected", "compiled"),
+    [
+        (MLP, "cpu", Vmap, Vmap),
+        (CONVOLUTION, "cpu", Loop, Loop),
+        (CONVOLUTION, "cuda", Vmap, Vmap),
+        (nn.Linear(449, 445), "cpu", Vmap, Loop),  # 199,805 entries
+        (nn.Linear(450, 445), "cpu", Loop, Loop),
+        (nn.Linear(450, 445), "cuda", Vmap, Vmap),
+        (nn.Linear(223, 224), "cpu", Vmap, Vmap),  # 49,952 entries
+        (nn.LSTM(2, 2), "cpu", Vmap, Loop),
+        (nn.Identity(), "cpu", Vmap, Vmap),
+    ],
 )
-def test_how_tasks_are_run_does_not_depend_on_compiling(model: nn.Module, device: str, expected: type) -> None:
+def test_how_tasks_are_run(model: nn.Module, device: str, expected: type, compiled: type) -> None:
     given = {"model": model, "device": device, "strategy": metagrad.Unrolled(), "num_inner_steps": 5}
-    chosen = choose("auto", compile=True, **given)
-    assert type(chosen) is type(choose("auto", **given)) is expected
-    assert (chosen.compiled, choose("auto", **given).compiled) == ("pieces", None)
+    eager, chosen = choose("auto", **given), choose("auto", compile=True, **given)
+    assert (type(eager), type(chosen)) == (expected, compiled)
+    assert (chosen.compiled, eager.compiled) == ("pieces", None)
     assert "compiled='pieces'" in repr(chosen)
 
 

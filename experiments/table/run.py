@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from cells import (
 )
 
 RESULTS = HERE / "results"
+COSTS_OF = "omniglot_5way_1shot"
 SHORT = 4
 ENOUGH_SECONDS = 8.0
 """A run of `SHORT` meta steps is compared with one that takes so much longer that starting up no longer matters."""
@@ -45,7 +47,7 @@ def main() -> int:
     parser.add_argument("--cells", nargs="*", default=[""], help="parts of the names of cells")
     parser.add_argument("--runs", type=Path, help="the folder of the runs")
     options = parser.parse_args()
-    chosen = [cell for cell in CELLS if any(part in name_of(cell) for part in options.cells)]
+    chosen = [cell for cell in CELLS if any(_is_called(cell, part) for part in options.cells)]
     if not chosen:
         parser.error(f"no cell is called so; there are {', '.join(map(name_of, CELLS))}")
     if options.what == "train" and options.runs is None:
@@ -58,6 +60,11 @@ def main() -> int:
         elif options.what == "train":
             train(cell, options.runs / name_of(cell))
     return 0
+
+
+def _is_called(cell: tuple[str, str], part: str) -> bool:
+    """By its whole name, or a part that is no other cell's whole name."""
+    return part == name_of(cell) or (part in name_of(cell) and part not in map(name_of, CELLS))
 
 
 def calibrate(cell: tuple[str, str]) -> None:
@@ -115,24 +122,48 @@ def _run(arguments: list[str]) -> dict[str, float]:
 
 
 def table() -> str:
-    """The table as Markdown: ours, marked as budgeted, beside the published figure; empty where there was no run."""
-    lines = ["| | " + " | ".join(benchmark.title for benchmark in BENCHMARKS.values()) + " |", "|---" * (1 + len(BENCHMARKS)) + "|"]
+    """Markdown: ours, marked as budgeted, and the published figure; then what a meta step costs."""
+    titles = [benchmark.title for benchmark in BENCHMARKS.values()]
+    lines = [_row(["", *titles]), _row(["---"] * (1 + len(titles)))]
     for algorithm, about in ALGORITHMS.items():
-        cells = [_cell(algorithm, benchmark) for benchmark in BENCHMARKS]
-        lines.append(f"| {about.title} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append(_row([about.title, *(_cell(algorithm, benchmark) for benchmark in BENCHMARKS)]))
+    return "\n".join([*lines, "", *_costs()]) + "\n"
 
 
 def _cell(algorithm: str, benchmark: str) -> str:
-    kept = RESULTS / f"{name_of((algorithm, benchmark))}.json"
-    published = published_of(algorithm, benchmark)
-    told = f" ({published})" if published else ""
-    if not kept.exists():
-        return told.strip()
-    found: dict[str, Any] = json.loads(kept.read_text())["test"][BENCHMARKS[benchmark].metric]
-    if BENCHMARKS[benchmark].metric == "accuracy":
-        return f"{100 * found['mean']:.1f} ± {100 * found['ci95']:.1f} b{told}"
-    return f"{found['mean']:.3f} ± {found['ci95']:.3f} b{told}"
+    """`ours b (published)`; what is not there is left out."""
+    record, published = _kept((algorithm, benchmark)), published_of(algorithm, benchmark)
+    told = [] if published is None else [f"({published.removesuffix(' %')})"]
+    if record is None:
+        return " ".join(told)
+    metric = BENCHMARKS[benchmark].metric
+    found = record["test"][metric]
+    scale, digits = (100, 1) if metric == "accuracy" else (1, 3)
+    ours = f"**{scale * found['mean']:.{digits}f}** ± {scale * found['ci95']:.{digits}f} b"
+    return " ".join([ours, *told])
+
+
+def _costs() -> list[str]:
+    """Of the cells of Omniglot 5-way 1-shot, whose work is the same but for the inner steps."""
+    lines = [_row(["", "inner steps", "meta steps", "s a meta step", "peak MB of the process"]), _row(["---"] * 5)]
+    for algorithm, about in ALGORITHMS.items():
+        record = _kept((algorithm, COSTS_OF))
+        if record is not None:
+            cost = known_steps()[name_of((algorithm, COSTS_OF))]["seconds_a_step"]
+            protocol = record["protocol"]
+            steps = protocol["inner_steps_train"]
+            told = ["-" if steps is None else str(steps), str(protocol["meta_steps"])]
+            lines.append(_row([about.title, *told, f"{cost:.2f}", f"{record['peak_megabytes']:.0f}"]))
+    return lines
+
+
+def _kept(cell: tuple[str, str]) -> dict[str, Any] | None:
+    path = RESULTS / f"{name_of(cell)}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

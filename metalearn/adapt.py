@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import NoReturn
 
 if __name__ == "__main__":
-    # The imports below take seconds; a signal during them is no traceback. `as_process` installs what follows.
+    # The imports below take seconds; a signal during them is no traceback. `command_line` installs what follows.
     def _stop(number: int, frame: object) -> NoReturn:
         os.write(2, b"metalearn: stopped before anything was started.\n")
         os._exit(130)
@@ -43,25 +43,6 @@ class _CallableModule(ModuleType):
 
 
 sys.modules[__name__].__class__ = _CallableModule
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line.
-
-    Args:
-        argv: the arguments after the command's name; `None` for the process's own.
-
-    Returns:
-        The exit code: 0 done, 2 the user's mistake, 130 interrupted.
-    """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    with configuration.importable_folder():
-        return configuration.guarded(lambda: _run(arguments))
-
-
-def command() -> NoReturn:
-    """The process `metalearn-adapt`."""
-    configuration.as_process(main)
 
 
 def _run(argv: Sequence[str]) -> int:
@@ -110,6 +91,8 @@ def _check_free(output: Path) -> None:
         if (output / name).exists():
             raise UsageError(f"output={output} already holds {name}. Choose another output=….")
 
+
+main, command = configuration.command_line(_run)
 
 if __name__ == "__main__":
     command()

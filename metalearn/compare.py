@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import signal
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 if __name__ == "__main__":
-    # The imports below take seconds; a signal during them is no traceback. `as_process` installs what follows.
+    # The imports below take seconds; a signal during them is no traceback. `command_line` installs what follows.
     def _stop(number: int, frame: object) -> NoReturn:
         os.write(2, b"metalearn: stopped before anything was started.\n")
         os._exit(130)
@@ -33,25 +32,6 @@ from metalearn.training.run_directory import flat
 
 Sides = tuple[tuple[str, ...], tuple[str, ...]]
 _NAMES = ("A", "B")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line.
-
-    Args:
-        argv: the arguments after the command's name; `None` for the process's own.
-
-    Returns:
-        The exit code: 0 done, 2 the user's mistake, 130 interrupted.
-    """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    with configuration.importable_folder():
-        return configuration.guarded(lambda: _run(arguments))
-
-
-def command() -> NoReturn:
-    """The process `metalearn-compare`."""
-    configuration.as_process(main)
 
 
 def _run(argv: Sequence[str]) -> int:
@@ -197,6 +177,8 @@ def _output(asked: CompareConfig, sides: Sides) -> Path:
         raise UsageError(f"out={out} can not be written ({error.strerror or error}). Choose another out=….") from None
     return out
 
+
+main, command = configuration.command_line(_run)
 
 if __name__ == "__main__":
     command()

@@ -2,13 +2,12 @@
 
 import os
 import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 if __name__ == "__main__":
-    # The imports below take seconds; a signal during them is no traceback. `as_process` installs what follows.
+    # The imports below take seconds; a signal during them is no traceback. `command_line` installs what follows.
     def _stop(number: int, frame: object) -> NoReturn:
         os.write(2, b"metalearn: stopped before anything was started.\n")
         os._exit(130)
@@ -21,25 +20,6 @@ from metalearn.config import Composed, EvaluateConfig
 from metalearn.errors import UsageError
 from metalearn.training import Results, TaskCard, evaluate
 from metalearn.training.results import describe
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line.
-
-    Args:
-        argv: the arguments after the command's name; `None` for the process's own.
-
-    Returns:
-        The exit code: 0 done, 2 the user's mistake, 130 interrupted.
-    """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    with configuration.importable_folder():
-        return configuration.guarded(lambda: _run(arguments))
-
-
-def command() -> NoReturn:
-    """The process `metalearn-evaluate`."""
-    configuration.as_process(main)
 
 
 def _run(argv: Sequence[str]) -> int:
@@ -83,6 +63,8 @@ def _table(results: Results) -> str:
         lines.append(f"{step:>11}  " + "".join(f"{cell:<22}" for cell in cells).rstrip())
     return "\n".join(lines)
 
+
+main, command = configuration.command_line(_run)
 
 if __name__ == "__main__":
     command()

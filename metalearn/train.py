@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 if __name__ == "__main__":
-    # The imports below take seconds; a signal during them is no traceback. `as_process` installs what follows.
+    # The imports below take seconds; a signal during them is no traceback. `command_line` installs what follows.
     def _stop(number: int, frame: object) -> NoReturn:
         os.write(2, b"metalearn: stopped before anything was started.\n")
         os._exit(130)
@@ -30,25 +30,6 @@ _MAY_CHANGE = (
     "meta.num_steps", "meta.log_every", "meta.checkpoint_every", "eval", "logger", "device", "task.root",
     "execution.profile",
 )  # fmt: skip
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line.
-
-    Args:
-        argv: the arguments after the command's name; `None` for the process's own.
-
-    Returns:
-        The exit code: 0 done, 2 the user's mistake, 130 interrupted with the run saved.
-    """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    with configuration.importable_folder():
-        return configuration.guarded(lambda: _run(arguments))
-
-
-def command() -> NoReturn:
-    """The process `metalearn-train`."""
-    configuration.as_process(main)
 
 
 def resume_command(run_directory: Path) -> str:
@@ -149,6 +130,8 @@ def _report(results: Results, folder: Path) -> None:
     print(results.summary())
     print(f"Results, curves and checkpoints: {folder}")
 
+
+main, command = configuration.command_line(_run)
 
 if __name__ == "__main__":
     command()

@@ -88,7 +88,7 @@ OMNIGLOT: dict[str, Method] = {
             20: ("algorithm.batch_size=20", "inner.num_steps=10", "inner.lr=0.0005", "meta.num_steps=200000"),
         },
     ),
-    # The authors' code (aravindr93/imaml_dev) takes 16 steps without a proximal term and one back towards the start, and
+    # The authors' code (aravindr93/imaml_dev) takes 16 steps without a proximal term, one back towards the start, and
     # solves (2 I + H / 12) v = g; its README names 20,000 meta steps. Here the term is there in every step, weaker, and
     # the sum of its weight and the damping is their 24.
     "imaml": Method(

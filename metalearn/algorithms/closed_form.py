@@ -16,9 +16,8 @@ from metalearn.errors import UsageError
 from metalearn.functional import FunctionalModel
 from metalearn.losses import Loss
 from metalearn.normalisation import Normalisation, policy_of
-from metalearn.optim import sgd
 from metalearn.problem import Episode, Problem
-from metalearn.types import Aux, Batch, Examples, Present, Tensors
+from metalearn.types import Batch, Examples, Present, Tensors
 
 
 @dataclass(frozen=True)
@@ -158,28 +157,16 @@ class ClosedForm(Algorithm):
         return Embedding.of(model, head=self.head, normalisation=self.normalisation)
 
     def _problem(self, embedding: Embedding, num_classes: int) -> Problem:
-        def init(meta: Tensors, episode: Episode) -> tuple[Tensors, Tensors]:
-            return {}, embedding.buffers(episode.key)
-
-        def outer_loss(
-            meta: Tensors, params: Tensors, buffers: Tensors, episode: Episode, step: int
-        ) -> tuple[Tensor, Aux]:
+        def judge(
+            embedding: Embedding, meta: Tensors, buffers: Tensors, episode: Episode
+        ) -> tuple[Tensor, Tensors, Tensors]:
             inputs, *rest = wide_enough(episode.query, num_classes)
             outputs, buffers = self._fitted(
                 embedding, num_classes, meta, buffers, episode.support, inputs, rows_of(episode.query)
             )
-            loss, metrics = self.loss(outputs, *rest)
-            return loss, Aux(embedding.returning(buffers), metrics)
+            return *self.loss(outputs, *rest), buffers
 
-        return Problem(
-            init=init,
-            inner_loss=no_inner_loss,
-            optimizer=lambda meta: sgd(0.0),
-            outer_loss=outer_loss,
-            num_inner_steps=0,
-            must_return=embedding.must_return,
-            holding=lambda buffers: self._problem(embedding.holding(buffers), num_classes),
-        )
+        return embedding.problem(judge)
 
     def _fitted(
         self,
@@ -245,11 +232,6 @@ _WITHOUT_SENSE: dict[type, str] = {
     metagrad.Truncated: "the gradient through the last of many inner steps",
     metagrad.PersistentEvolutionStrategies: "an estimate over windows of inner steps",
 }
-
-
-def no_inner_loss(meta: Tensors, params: Tensors, buffers: Tensors, batch: Batch, step: int) -> tuple[Tensor, Aux]:
-    """What is called where somebody asks for inner steps all the same."""
-    raise UsageError("this algorithm has no inner steps: num_inner_steps must be 0.")
 
 
 @contextmanager

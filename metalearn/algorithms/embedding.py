@@ -1,6 +1,8 @@
 """A model's features: what is left of it without its head, under a normalisation policy."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,12 @@ from metalearn.algorithms.base import keyed
 from metalearn.errors import UsageError
 from metalearn.functional import FunctionalModel
 from metalearn.normalisation import Model, Normalisation, policy_of
-from metalearn.types import Examples, Tensors
+from metalearn.optim import sgd
+from metalearn.problem import Episode, Problem
+from metalearn.types import Aux, Batch, Examples, Tensors
+
+Judge: TypeAlias = Callable[["Embedding", Tensors, Tensors, Episode], tuple[Tensor, Tensors, Tensors]]
+"""From features, `meta`, buffers and an episode to the loss, its metrics, and the buffers after."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +90,28 @@ class Embedding:
         """The buffers without whose return the policy makes no sense."""
         return self.policy.must_return(self.model)
 
+    def problem(self, judge: Judge) -> Problem:
+        """The problem without inner steps whose outer loss is `judge`'s."""
+
+        def init(meta: Tensors, episode: Episode) -> tuple[Tensors, Tensors]:
+            return {}, self.buffers(episode.key)
+
+        def outer_loss(
+            meta: Tensors, params: Tensors, buffers: Tensors, episode: Episode, step: int
+        ) -> tuple[Tensor, Aux]:
+            loss, metrics, buffers = judge(self, meta, buffers, episode)
+            return loss, Aux(self.returning(buffers), metrics)
+
+        return Problem(
+            init=init,
+            inner_loss=no_inner_loss,
+            optimizer=lambda meta: sgd(0.0),
+            outer_loss=outer_loss,
+            num_inner_steps=0,
+            must_return=self.must_return,
+            holding=lambda buffers: self.holding(buffers).problem(judge),
+        )
+
     def of_set(self, meta: Tensors, buffers: Tensors, examples: Examples) -> tuple[Tensor, Tensors]:
         """The features of a set alone, `[example, feature]`, as a support set is normalised; and the buffers after."""
         return self._pass(self.policy.at_support(self.model, 0), meta, buffers, examples[0], rows_of(examples))
@@ -117,6 +146,11 @@ class Embedding:
     ) -> tuple[Tensor, Tensors]:
         features, buffers = model.seeing(rows)(tree.select(meta, "init."), buffers, inputs)
         return features.flatten(1), buffers
+
+
+def no_inner_loss(meta: Tensors, params: Tensors, buffers: Tensors, batch: Batch, step: int) -> tuple[Tensor, Aux]:
+    """What is called where somebody asks for inner steps all the same."""
+    raise UsageError("this algorithm has no inner steps: num_inner_steps must be 0.")
 
 
 def rows_of(examples: Examples) -> Tensor | None:

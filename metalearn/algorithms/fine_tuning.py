@@ -12,10 +12,10 @@ from metalearn.algorithms.closed_form import (
     ClosedForm,
     Remembered,
     members_of,
-    no_inner_loss,
     wide_enough,
     without_absent,
 )
+from metalearn.algorithms.embedding import no_inner_loss
 from metalearn.algorithms.maml import MAML
 from metalearn.algorithms.pretraining import Pretrained
 from metalearn.errors import UsageError, did_you_mean

@@ -10,16 +10,15 @@ from torch import Tensor
 
 from metalearn import random
 from metalearn.algorithms.base import Algorithm
-from metalearn.algorithms.closed_form import Remembered, no_inner_loss, refuse_without_steps
+from metalearn.algorithms.closed_form import Remembered, refuse_without_steps
 from metalearn.algorithms.embedding import Embedding
 from metalearn.algorithms.protonet import Distance, ProtoNet
 from metalearn.errors import UsageError
 from metalearn.functional import RNG, FunctionalModel
 from metalearn.losses import Loss
 from metalearn.normalisation import Normalisation, policy_of
-from metalearn.optim import sgd
 from metalearn.problem import Episode, Problem
-from metalearn.types import Aux, Batch, Tensors
+from metalearn.types import Batch, Tensors
 
 _WEIGHT, _BIAS = "classifier.weight", "classifier.bias"
 _OF_CLASSIFIER = 0xC1A55
@@ -84,7 +83,7 @@ class Pretrained(Algorithm):
 
     def problem(self, model: FunctionalModel) -> Problem:
         """The problem of meta-training: the loss of the query set, whose labels are those of all training classes."""
-        return self._problem(self._embedding(model))
+        return self._embedding(model).problem(self._judge)
 
     @abstractmethod
     def test_problem(self, model: FunctionalModel) -> Problem:
@@ -107,26 +106,11 @@ class Pretrained(Algorithm):
     def _embedding(self, model: FunctionalModel) -> Embedding:
         return Embedding.of(model, head=self.head, normalisation=self.normalisation)
 
-    def _problem(self, embedding: Embedding) -> Problem:
-        def init(meta: Tensors, episode: Episode) -> tuple[Tensors, Tensors]:
-            return {}, embedding.buffers(episode.key)
-
-        def outer_loss(
-            meta: Tensors, params: Tensors, buffers: Tensors, episode: Episode, step: int
-        ) -> tuple[Tensor, Aux]:
-            features, buffers = embedding.of_set(meta, buffers, episode.query)
-            loss, metrics = self.loss(F.linear(features, meta[_WEIGHT], meta[_BIAS]), *episode.query[1:])
-            return loss, Aux(embedding.returning(buffers), metrics)
-
-        return Problem(
-            init=init,
-            inner_loss=no_inner_loss,
-            optimizer=lambda meta: sgd(0.0),
-            outer_loss=outer_loss,
-            num_inner_steps=0,
-            must_return=embedding.must_return,
-            holding=lambda buffers: self._problem(embedding.holding(buffers)),
-        )
+    def _judge(
+        self, embedding: Embedding, meta: Tensors, buffers: Tensors, episode: Episode
+    ) -> tuple[Tensor, Tensors, Tensors]:
+        features, buffers = embedding.of_set(meta, buffers, episode.query)
+        return *self.loss(F.linear(features, meta[_WEIGHT], meta[_BIAS]), *episode.query[1:]), buffers
 
 
 @dataclass(frozen=True, kw_only=True)

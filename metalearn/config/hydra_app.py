@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import hydra
 import yaml
@@ -149,15 +149,40 @@ def guarded(action: Callable[[], int | None], *, prefix: str = "") -> int:
         return MISTAKE
 
 
-def as_process(main: Callable[[Sequence[str]], int]) -> NoReturn:
-    """Runs `main` as the process that it is, where SIGTERM counts as Ctrl-C, and leaves with its exit code."""
+class Main(Protocol):
+    """A command line as a function."""
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int:
+        """Runs the command line.
+
+        Args:
+            argv: the arguments after the command's name; `None` for the process's own.
+
+        Returns:
+            The exit code: 0 done, 2 the user's mistake, 130 interrupted, with what can be saved saved.
+        """
+
+
+def command_line(run: Callable[[Sequence[str]], int]) -> tuple[Main, Callable[[], NoReturn]]:
+    """A command line that does `run(argv)`, as a function, and as the process that it is, which leaves with its code.
+
+    In a process SIGTERM counts as Ctrl-C.
+    """
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        arguments = list(sys.argv[1:] if argv is None else argv)
+        with importable_folder():
+            return guarded(lambda: run(arguments))
 
     def interrupt(number: int, frame: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: `metalearn.train` handles both until here
-        signal.signal(number, interrupt)
-    sys.exit(main(sys.argv[1:]))
+    def command() -> NoReturn:
+        for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: `metalearn.train` handles both until here
+            signal.signal(number, interrupt)
+        sys.exit(main())
+
+    return main, command
 
 
 @contextmanager

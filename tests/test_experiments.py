@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shlex
 import math
 import sys
 from collections.abc import Callable
@@ -218,13 +219,32 @@ def test_the_learned_optimizer_beats_the_tuned_ones_on_runs_it_has_not_seen(
 def test_every_cell_of_the_table_is_a_run_that_composes(imported: Load, tmp_path: Path) -> None:
     cells = imported("table", "cells")
     assert len(set(map(cells.name_of, cells.CELLS))) == len(cells.CELLS)
-    assert set(cells.PUBLISHED) <= set(cells.CELLS)
+    for row in cells.ROWS:  # every published number has its place in the table
+        places = [
+            (a, b) for a in cells.ALGORITHMS for b in cells.BENCHMARKS if cells.published_of(a, b) == row.published
+        ]
+        assert any(row.name == (b if a == "maml" else f"{b}_{a}") for a, b in places), row.name
     first = {algorithm: (algorithm, benchmark) for algorithm, benchmark in reversed(cells.CELLS)}
     for cell in {*first.values(), *(cell for cell in cells.CELLS if cell[0] == "maml")}:
         config = composed(*cells.command_of(cell, 100))
         assert (config.meta.num_steps, config.eval.every, config.eval.num_episodes) == (100, 10, 600)
         assert config.algorithm["_target_"].startswith("metalearn.algorithms.")
     run = imported("table", "run")
-    lines = run.table().splitlines()
-    assert len(lines) == 2 + len(cells.ALGORITHMS)
-    assert {line.count("|") for line in lines} == {2 + len(cells.BENCHMARKS)}
+    rows, costs = run.table().split("\n\n")
+    assert len(rows.splitlines()) == 2 + len(cells.ALGORITHMS)
+    assert {line.count("|") for line in rows.splitlines()} == {2 + len(cells.BENCHMARKS)}
+    kept = [run._kept((algorithm, run.COSTS_OF)) for algorithm in cells.ALGORITHMS]
+    assert len(costs.splitlines()) == 2 + sum(record is not None for record in kept)
+
+
+def test_every_kept_cell_is_its_own_run(imported: Load) -> None:
+    cells, run = imported("table", "cells"), imported("table", "run")
+    for cell in cells.CELLS:
+        record = run._kept(cell)
+        if record is not None:
+            card = record["protocol"]
+            arguments = cells.command_of(cell, card["meta_steps"])
+            assert record["command"] == f"python -m metalearn.train {shlex.join(arguments)}"
+            assert f"task={card['dataset']}" in arguments
+            assert (card["device"][:3], card["num_threads"]) == ("cpu", 1)
+            assert {metric["num_episodes"] for metric in record["test"].values()} == {600}

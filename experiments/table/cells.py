@@ -186,10 +186,14 @@ CELLS = tuple((algorithm, benchmark) for benchmark in BENCHMARKS for algorithm i
               if benchmark in ALGORITHMS[algorithm].benchmarks)  # fmt: skip
 
 
+def row_of(algorithm: str, benchmark: str) -> str:
+    """What the full protocol is called in `gpu_rows.py`, if it is there."""
+    return benchmark if algorithm == "maml" else f"{benchmark}_{algorithm}"
+
+
 def published_of(algorithm: str, benchmark: str) -> str | None:
     """The number of the full protocol's row, where there is one."""
-    row = benchmark if algorithm == "maml" else f"{benchmark}_{algorithm}"
-    return next((row_.published for row_ in ROWS if row_.name == row), None)
+    return {row.name: row.published for row in ROWS}.get(row_of(algorithm, benchmark))
 
 
 def name_of(cell: tuple[str, str]) -> str:

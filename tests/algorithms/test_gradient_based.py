@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metalearn import UsageError, algorithms, losses, metagrad, optim, tree
+from metalearn import UsageError, algorithms, functionalize, losses, metagrad, optim, tree
 from metalearn.algorithms import MAML
 from metalearn.execution import Loop, Vmap
 from metalearn.metagrad import Implicit, Stepwise, Unrolled
+from metalearn.models import MLP, Conv4, ResNet12, TorchvisionModel
+from metalearn.models.norms import NORMS
 from metalearn.problem import Problem
 from metalearn.testing import assert_close, check_meta_gradient
 from tests import problems
@@ -86,9 +89,8 @@ def test_adapt_and_predict_are_what_the_problem_does(name: str) -> None:
 
 def _outputs(state: dict[str, Tensor], x: Tensor, modulate: Callable[[Tensor], Tensor] = lambda h: h) -> Tensor:
     h = F.conv2d(x, state["features.0.weight"], state["features.0.bias"], stride=2)
-    h = modulate(h)
     h = F.batch_norm(h, None, None, state["features.1.weight"], state["features.1.bias"], training=True)
-    h = F.conv2d(h.tanh(), state["features.3.weight"], state["features.3.bias"], stride=2).tanh().flatten(1)
+    h = F.conv2d(modulate(h).tanh(), state["features.3.weight"], state["features.3.bias"], stride=2).tanh().flatten(1)
     return h if "head.weight" not in state else F.linear(h, state["head.weight"], state["head.bias"])
 
 
@@ -146,7 +148,7 @@ def _meta_curvature(leaves: dict[str, Tensor]) -> Tensor:
 
 def _cavia(leaves: dict[str, Tensor]) -> Tensor:
     start = _start(leaves)
-    scale, shift = start["features.0.context_to_scale"], start["features.0.context_to_shift"]
+    scale, shift = start["features.1.context_to_scale"], start["features.1.context_to_shift"]
 
     def loss_of(context: Tensor, x: Tensor, y: Tensor) -> Tensor:
         def modulate(h: Tensor) -> Tensor:
@@ -279,6 +281,7 @@ def _value(algorithm: MAML) -> Tensor:
         (lambda: _value(algorithms.ProtoMAML(**COMMON, adapted="features.*")), "leaves 'head' out"),
         (lambda: algorithms.CAVIA(**COMMON, num_context=0), "at least 1"),
         (lambda: algorithms.CAVIA(**COMMON, layer="features.2").init(model()), "is a Tanh"),
+        (lambda: algorithms.CAVIA(**COMMON, layer="features.0").init(model()), r"layer='features\.1'"),
         (lambda: algorithms.CAVIA(**COMMON, layer="features.9").init(model()), "no submodule 'features.9'"),
         (lambda: algorithms.Reptile(**COMMON, trains_on="queries"), "Reptile.trains_on=.queries"),
         (lambda: algorithms.Reptile(**COMMON, batch_size=0), "at least 1"),
@@ -322,6 +325,27 @@ def test_reptiles_minibatches_are_other_ones_at_every_step_and_in_every_task() -
 def _rows_of(images: Tensor) -> list[int]:
     whole = torch.cat([EPISODE.support[0], EPISODE.query[0]])
     return [int((whole == image).flatten(1).all(1).nonzero()) for image in images]
+
+
+NETWORKS: dict[str, Callable[[], torch.nn.Module]] = {
+    **{norm: partial(Conv4, input_shape=(1, 16, 16), num_outputs=3, filters=8, norm=norm) for norm in NORMS},
+    "residual": partial(ResNet12, input_shape=(1, 16, 16), num_outputs=3, filters=[4, 6, 8, 10]),
+    "torchvision": partial(TorchvisionModel, norm="batch", input_shape=(1, 16, 16), num_outputs=3),
+    "MLP": lambda: MLP(input_shape=(1, 16, 16), num_outputs=3),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_context_has_a_say(name: str) -> None:
+    """Before a norm it would have none: its gradient would be that of the norm's `eps`, below 1e-4."""
+    torch.manual_seed(0)
+    net = functionalize(NETWORKS[name]().double())
+    cavia = algorithms.CAVIA(loss=losses.cross_entropy, inner_lr=1.0)
+    images = torch.rand(9, 1, 16, 16, dtype=torch.float64)
+    adapted = cavia.adapt(net, cavia.init(net), net.buffers, (images, torch.arange(9) % 3))
+    ((entry, context),) = adapted.params.items()
+    assert entry.endswith(".context")
+    assert context.norm() > 1e-3
 
 
 @pytest.mark.parametrize("name", ["ProtoMAML", "CAVIA", "MAML++", "Reptile"])

@@ -40,6 +40,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     names = sorted(known)
     close = get_close_matches(name, names, n=3, cutoff=0.6)
+    if not close and len(names) > _FEW:
+        close = [each for each in names if len(name) > 2 and name.lower() in each.lower()][:3]
     if close:
         return f"Did you mean {' or '.join(repr(match) for match in close)}?"
     return f"Known: {', '.join(repr(match) for match in names)}."

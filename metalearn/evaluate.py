@@ -19,6 +19,7 @@ from metalearn import config as configuration
 from metalearn.config import Composed, EvaluateConfig
 from metalearn.errors import UsageError
 from metalearn.training import Results, TaskCard, evaluate
+from metalearn.training.experiment import has_inner_steps
 from metalearn.training.results import describe
 
 
@@ -45,11 +46,12 @@ def _evaluate(composed: Composed) -> None:
         baseline=settings.baseline,
         progress=configuration.build_logger(measured.config)[1],
     )
-    parts = [asked.split, measured.checkpoint.name, f"{num_episodes}-episodes", f"{num_inner_steps}-steps"]
+    parts = [asked.split, measured.checkpoint.name, f"{num_episodes}-episodes"]
+    parts += [f"{num_inner_steps}-steps"] if has_inner_steps(measured.experiment.algorithm) else []
     parts += measured.called
     path = folder / "evaluations" / f"{'-'.join(parts)}.json"
     results.save(path)
-    print(_table(results))
+    print(_table(results) if has_inner_steps(measured.experiment.algorithm) else results.summary())
     print(f"Written to {path}")
     if TaskCard.read(folder) is None:  # a run of an older version, which `metalearn.load` can not use without data
         TaskCard.of(measured.experiment.source).write(folder)

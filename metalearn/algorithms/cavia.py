@@ -56,6 +56,11 @@ class CAVIA(MAML):
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise UsageError(f"CAVIA(num_context={size!r}): it must be an integer of at least 1.")
 
+    def protocol(self) -> dict[str, Any]:
+        """See `Algorithm.protocol`."""
+        layer = self.layer or "the last but one convolution, or the first linear layer"
+        return {**super().protocol(), "num_context": self.num_context, "context_layer": layer}
+
     def working_model(self, model: FunctionalModel) -> FunctionalModel:
         """The model with a context in one of its layers."""
         layer = _usual_layer(model.module) if self.layer is None else self.layer

@@ -20,7 +20,7 @@ from metalearn.optim import GradientTransformation, sgd
 from metalearn.optim.learned import LearnedOptimizer
 from metalearn.optim.learned.base import check_rate, optimizer_of
 from metalearn.problem import Episode, Problem
-from metalearn.state import Filter
+from metalearn.state import Filter, describe
 from metalearn.types import Aux, Batch, Episodes, Hyper, Tensors
 
 InnerOptimizer = Callable[[Hyper], GradientTransformation] | LearnedOptimizer
@@ -138,8 +138,18 @@ class MAML(Algorithm):
         outputs: Tensor = policy_of(self.normalisation).at_query(model, step)(whole, adapted.buffers, x)[0]
         return outputs
 
+    def protocol(self) -> dict[str, Any]:
+        """See `Algorithm.protocol`."""
+        return {"proximal": self.proximal} if self.proximal else {}
+
     def check_strategy(self, strategy: Any) -> None:
-        """Refuses strategies whose gradient of a learned optimizer is 0: what it learns would stay as it is."""
+        """Refuses strategies whose gradient of something learned is always 0: it would stay as it is."""
+        if isinstance(strategy, metagrad.Reptile) and self.adapted not in ("*", self.learned):
+            raise UsageError(
+                f"Reptile moves the start of what is adapted, and {type(self).__name__} learns more than that "
+                f"(adapted={describe(self.adapted)}, learned={describe(self.learned)}): the rest would stay as it is. "
+                "Take Unrolled or FirstOrder (metagrad=first_order), or learn what is adapted alone."
+            )
         optimizer, _ = self.inner_rule()
         if isinstance(optimizer, LearnedOptimizer) and isinstance(strategy, metagrad.Implicit | metagrad.Reptile):
             why = (

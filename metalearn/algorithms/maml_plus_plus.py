@@ -10,7 +10,10 @@ from metalearn.algorithms.rates import starting_rate
 from metalearn.algorithms.roles import Roles
 from metalearn.errors import UsageError
 from metalearn.functional import FunctionalModel
-from metalearn.optim.learned import LSLR
+from metalearn.metagrad import Implicit, Reptile, Truncated
+from metalearn.optim import GradientTransformation
+from metalearn.optim.learned import LSLR, LearnedRates
+from metalearn.optim.learned.base import optimizer_of
 from metalearn.problem import Problem
 from metalearn.state import NORMS, partition
 from metalearn.types import Hyper, Tensors
@@ -94,12 +97,41 @@ class MAMLPlusPlus(MAML):
             holding=lambda held: self.problem(model.with_buffers(held)),
         )
 
+    def protocol(self) -> dict[str, Any]:
+        """See `Algorithm.protocol`."""
+        switches = ("multi_step_until", "learned_rates", "per_step_norms")
+        return {**super().protocol(), **{name: getattr(self, name) for name in switches}}
+
+    def check_strategy(self, strategy: Any) -> None:
+        """Refuses strategies that can not judge every step, or never reach what belongs to the first ones."""
+        kind = type(strategy).__name__
+        exact = "Take Unrolled, FirstOrder or Stepwise (metagrad=stepwise)"
+        windows = isinstance(strategy, Truncated) and strategy.windows
+        if self.multi_step_until and (windows or isinstance(strategy, Implicit | Reptile)):
+            raise UsageError(
+                f"{kind} judges one state of the inner loop, and the multi-step loss judges all of them. {exact}, or "
+                "set multi_step_until=0 (algorithm.multi_step_until=0)."
+            )
+        if isinstance(strategy, Reptile) and self.per_step_norms:
+            raise UsageError(
+                f"{kind} moves only what is adapted, and norms of every step are not. {exact}, or set "
+                "per_step_norms=false."
+            )
+        cut = isinstance(strategy, Truncated) and not windows and strategy.num_steps < self.num_inner_steps
+        if cut and (self.learned_rates or self.per_step_norms):
+            raise UsageError(
+                f"Truncated(num_steps={strategy.num_steps}) never reaches the rates and norms of the first "
+                f"{self.num_inner_steps - strategy.num_steps} steps: they would stay as they are. {exact}, or set "
+                "learned_rates=false and per_step_norms=false."
+            )
+        super().check_strategy(strategy)
+
     def inner_rule(self) -> tuple[InnerOptimizer, Hyper | None]:
         """The inner optimizer with a learned rate for every parameter and step."""
         if not self.learned_rates:
             return super().inner_rule()
         lr, base = starting_rate(self)
-        return LSLR(lr, self.num_inner_steps, base=base), None
+        return LSLR(lr, max(self.num_inner_steps, 1), base=base), None
 
     def roles(self, model: FunctionalModel) -> Roles:
         """What has a value for every step is not adapted."""
@@ -113,11 +145,19 @@ class MAMLPlusPlus(MAML):
         rows = {name: whole[name][min(step, len(whole[name]) - 1)] for name in stacked}
         return {**whole, **rows}
 
+    def _optimizer(self, meta: Tensors) -> GradientTransformation:
+        # Adapted for another number of steps than in training, it has the rates that were learned.
+        optimizer, rate = self.inner_rule()
+        if isinstance(optimizer, LearnedRates):
+            learned = (value for name, value in meta.items() if name.startswith("optimizer.lr."))
+            optimizer = replace(optimizer, num_steps=len(next(learned)))
+        return optimizer_of(optimizer, rate, meta, "optimizer.")
+
     def _names_per_step(self, model: FunctionalModel) -> frozenset[str]:
         """The learned parameters that have a value for every step."""
         if not self.per_step_norms:
             return frozenset()
-        norms, _ = partition(model.params, NORMS, model=model)
+        norms, _ = partition(model.params, NORMS, model=model, allow_empty=True)
         found = frozenset(norms) & frozenset(super().roles(model).learned)
         if not found:
             raise UsageError(

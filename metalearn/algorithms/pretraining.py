@@ -91,6 +91,12 @@ class Pretrained(Algorithm):
 
     def training_source(self, source: Any) -> Any:
         """Minibatches of the training classes, labelled by their numbers among all of them."""
+        kind = getattr(source, "kind", "classification")
+        if kind != "classification":
+            raise UsageError(
+                f"{type(self).__name__} is for a classification, and the task {source.name!r} is a {kind}. Choose "
+                "algorithm=r2d2 or algorithm=maml."
+            )
         if not hasattr(source, "minibatches"):
             raise UsageError(
                 f"{type(self).__name__} trains on all classes at once, and the task source {type(source).__name__} can "

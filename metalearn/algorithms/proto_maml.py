@@ -1,14 +1,16 @@
 """ProtoMAML: MAML whose head starts, in every task, at the prototypes of its classes."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from metalearn.algorithms.maml import MAML
 from metalearn.algorithms.prototypes import class_means
 from metalearn.algorithms.roles import Roles
 from metalearn.errors import UsageError
 from metalearn.functional import FunctionalModel
+from metalearn.metagrad import Implicit, Reptile
 from metalearn.normalisation import policy_of
 from metalearn.types import Batch, Tensors
 
@@ -39,6 +41,32 @@ class ProtoMAML(MAML):
                 "one start to hold on to. Set proximal=0, or take MAML."
             )
 
+    def init(self, model: FunctionalModel, source: Any = None) -> Tensors:
+        """As MAML's, without the head.
+
+        Raises:
+            UsageError: the task is a regression.
+        """
+        if getattr(source, "kind", "classification") != "classification":
+            raise UsageError(
+                f"ProtoMAML is for a classification, and the task {source.name!r} is a {source.kind}. Choose "
+                "algorithm=maml or algorithm=r2d2."
+            )
+        return super().init(model, source)
+
+    def protocol(self) -> dict[str, Any]:
+        """See `Algorithm.protocol`."""
+        return {**super().protocol(), "head_start": "prototypes"}
+
+    def check_strategy(self, strategy: Any) -> None:
+        """Refuses what asks for one start of all tasks."""
+        if isinstance(strategy, Implicit | Reptile):
+            raise UsageError(
+                f"ProtoMAML's head starts at another point in every task, and {type(strategy).__name__} is about one "
+                "start. Take Unrolled, FirstOrder or Stepwise (metagrad=unrolled)."
+            )
+        super().check_strategy(strategy)
+
     def roles(self, model: FunctionalModel) -> Roles:
         """All but the head is learned, whatever `learned` says of it."""
         return super().roles(model).without_learning(f"{self.head}.")
@@ -65,7 +93,7 @@ class ProtoMAML(MAML):
         if not all(name in model.params for name in names):
             raise UsageError(
                 f"ProtoMAML needs a last linear layer with a bias, and {type(model.module).__name__} has none called "
-                f"{self.head!r}: give its name as head=…."
+                f"{self.head!r}: give its name (algorithm.head=…). {_linear_layers(model)}"
             )
         if not all(name in began for name in names):
             raise UsageError(
@@ -73,3 +101,8 @@ class ProtoMAML(MAML):
                 f"{self.head!r} out."
             )
         return began[names[0]], began[names[1]]
+
+
+def _linear_layers(model: FunctionalModel) -> str:
+    found = [name for name, part in model.module.named_modules() if isinstance(part, nn.Linear)]
+    return f"Its linear layers: {', '.join(map(repr, found[-5:]))}." if found else "It has no linear layer."

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from metalearn.errors import UsageError
+
 
 def class_means(features: Tensor, labels: Tensor, num_classes: int, rows: Tensor | None = None) -> Tensor:
     r"""The mean of the features of each class, $c_k = \frac{1}{|S_k|} \sum_{i \in S_k} f_i$; 0 where $S_k$ is empty.
@@ -16,6 +18,10 @@ def class_means(features: Tensor, labels: Tensor, num_classes: int, rows: Tensor
     Returns:
         `[class, feature]`.
     """
+    if labels.is_floating_point():
+        raise UsageError(
+            f"labels are {labels.dtype}, expected int64 of 0 … {num_classes - 1}: prototypes are of classes."
+        )
     members = labels.unsqueeze(-1) == torch.arange(num_classes, device=labels.device)
     if rows is not None:
         members = members & rows.unsqueeze(-1)

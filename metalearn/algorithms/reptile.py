@@ -60,6 +60,10 @@ class Reptile(MAML):
             )
         super().check_strategy(strategy)
 
+    def protocol(self) -> dict[str, Any]:
+        """See `Algorithm.protocol`."""
+        return {**super().protocol(), "trains_on": self.trains_on, "inner_batch_size": self.batch_size}
+
     def problem(self, model: FunctionalModel) -> Problem:
         """The problem of meta-training: the inner loop on minibatches of whatever it trains on."""
 

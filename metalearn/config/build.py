@@ -185,7 +185,8 @@ def without_foreign_defaults(config: TrainConfig, changed: Collection[str]) -> t
 
     `task._target_=my_module.MyTask` keeps the group file's `ways`, `shots` … as far as MyTask takes them. What it does
     not take and nobody asked for is left out, and returned for the user to be told; what was asked for stays, to be
-    refused.
+    refused. A model or an algorithm says by its own defaults what it is (`adapted="*.bias"`), so these go before the
+    group file's; of a task the group file's sizes are what the command line's other keys are about.
     """
     left_out: list[str] = []
     nodes: dict[str, dict[str, Any]] = {}
@@ -199,6 +200,9 @@ def without_foreign_defaults(config: TrainConfig, changed: Collection[str]) -> t
                 if name != _REQUIRES and f"{group}.{name}" not in changed and not plugins.accepts(target, name)
             ]
             left_out += [f"{group}.{name}" for name in foreign]
+            own = [name for name in plugins.arguments_of(node) if plugins.has_default(target, name)]
+            if group != "task":
+                foreign += [name for name in own if name != _REQUIRES and f"{group}.{name}" not in changed]
             node = {name: value for name, value in node.items() if name not in foreign}
         nodes[group] = node
     replaced = replace(config, task=nodes["task"], model=nodes["model"], algorithm=nodes["algorithm"])

@@ -65,6 +65,12 @@ def accepts(target: Callable[..., Any], name: str) -> bool:
     return name in parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values())
 
 
+def has_default(target: Callable[..., Any], name: str) -> bool:
+    """Whether `target` has a default of its own for the argument `name`."""
+    parameter = inspect.signature(target).parameters.get(name)
+    return parameter is not None and parameter.default is not parameter.empty
+
+
 def construct(
     target: Callable[..., Any],
     arguments: Mapping[str, Any],

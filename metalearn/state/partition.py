@@ -47,7 +47,7 @@ def partition(
         if not part and not allow_empty and each != "*":
             why = "all that fits it went to a filter before it" if fits else f"none of {len(tensors)} entries fits it"
             raise UsageError(
-                f"nothing is left for {describe(each)!r}: {why} (partition(…, allow_empty=True) accepts that)."
+                f"nothing is left for {describe(each)!r}: {why}. Give another filter, or allow_empty=True (partition)."
             )
         left = {name: value for name, value in left.items() if name not in fits}
         parts.append(part)

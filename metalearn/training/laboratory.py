@@ -119,6 +119,8 @@ def check_same_form(source: Any, test_source: Any, *, algorithm: Any = None) -> 
             found = wanted if getattr(algorithm, "serves_fewer_classes", False) else found
         if found != wanted:
             fix = fix if name != "input_shape" or len(wanted) == len(found) == 3 else _NO_PICTURES
+            if name == "num_outputs" and getattr(algorithm, "serves_fewer_classes", False):
+                fix = "Give the test at most as many, for a classification by ways={wanted}."
             raise UsageError(
                 f"test_task ({test_source.name}) has {name} {found}, the training task ({source.name}) {wanted}: "
                 f"the model fits one of them. {fix.format(wanted=wanted, size=_last(wanted))}"

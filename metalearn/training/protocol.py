@@ -12,6 +12,7 @@ from torch import nn
 from metalearn.algorithms import MAML
 from metalearn.functional import functionalize
 from metalearn.normalisation import Normalisation
+from metalearn.optim.learned import LearnedOptimizer, LearnedRates
 from metalearn.state import describe
 from metalearn.training.experiment import Experiment, Source, TrainingSettings, has_inner_steps
 from metalearn.training.norm_card import policy_card
@@ -157,11 +158,12 @@ def _roles(algorithm: Any, module: nn.Module) -> dict[str, Any]:
         return {}
     # CAVIA adapts what the module alone has not: the working model has it.
     working = algorithm.working_model(functionalize(module))
-    adapted = algorithm.roles(working).adapted
+    roles = algorithm.roles(working)
     return {
         "adapted_parameters": describe(algorithm.adapted),
-        "num_adapted_parameters": sum(working.params[name].numel() for name in adapted),
+        "num_adapted_parameters": sum(working.params[name].numel() for name in roles.adapted),
         "learned_parameters": describe(algorithm.learned),
+        "num_learned_parameters": sum(value.numel() for value in roles.learned.values()),
     }
 
 
@@ -171,6 +173,11 @@ def _inner(algorithm: Any) -> dict[str, Any]:
     if not has_inner_steps(algorithm):
         return {} if optimizer is None else {"inner_optimizer": optimizer}
     rate = _plain(getattr(algorithm, "inner_lr", None))
+    rule = algorithm.inner_rule()[0] if isinstance(algorithm, MAML) else None
+    if isinstance(rule, LearnedRates):
+        rate = f"learned, from {rule.lr}"
+    if isinstance(rule, LearnedOptimizer):
+        optimizer = _name(rule)
     return {"inner_optimizer": optimizer, "inner_lr_train": rate, "inner_lr_test": rate}
 
 

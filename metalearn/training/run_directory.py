@@ -109,8 +109,13 @@ def prepare(folder: Path, *, resume: bool) -> None:
     """
     status = run_status(folder)
     if status == "finished":
+        fix = (
+            "Only a run that was interrupted can be gone on with, or be given more meta steps"
+            if resume
+            else "Choose another hydra.run.dir for a new one"
+        )
         raise Taken(
-            f"{folder} already holds a finished run ({RESULTS}). Choose another hydra.run.dir for a new one; "
+            f"{folder} already holds a finished run ({RESULTS}). {fix}; "
             f"to measure this one again: python -m metalearn.evaluate {run_argument(folder)}"
         )
     if resume and status == "empty":

@@ -261,6 +261,13 @@ def test_multi_step_weights_are_annealed_as_tensors_that_the_problem_holds() -> 
         (algorithms.MetaSGD(**COMMON, proximal=1.0), Implicit(), "Implicit can not learn the inner optimizer"),
         (algorithms.MetaCurvature(**COMMON), metagrad.Reptile(), "Reptile can not learn the inner optimizer"),
         (algorithms.Reptile(**COMMON), Unrolled(), "has no gradient, but metagrad is Unrolled"),
+        (algorithms.CAVIA(**COMMON), metagrad.Reptile(), "CAVIA learns more than that"),
+        (algorithms.ANIL(**COMMON), metagrad.Reptile(), "the rest would stay as it is"),
+        (algorithms.ProtoMAML(**COMMON), Implicit(), "starts at another point in every task"),
+        (algorithms.MAMLPlusPlus(**COMMON, multi_step_until=5), Implicit(), "algorithm.multi_step_until=0"),
+        (algorithms.MAMLPlusPlus(**COMMON, multi_step_until=5), metagrad.Truncated(1, windows=True), "one state"),
+        (algorithms.MAMLPlusPlus(**COMMON), metagrad.Truncated(1), "the first 1 steps: they would stay"),
+        (algorithms.MAMLPlusPlus(**COMMON, learned_rates=False), metagrad.Reptile(), "norms of every step are not"),
     ],
 )
 def test_combinations_without_sense_are_refused_with_the_reason(algorithm, strategy, told: str) -> None:
@@ -279,6 +286,8 @@ def _value(algorithm: MAML) -> Tensor:
         (lambda: algorithms.ProtoMAML(**COMMON, proximal=1.0), "no one start to hold on to"),
         (lambda: _value(algorithms.ProtoMAML(**COMMON, head="fc")), "none called 'fc'"),
         (lambda: _value(algorithms.ProtoMAML(**COMMON, adapted="features.*")), "leaves 'head' out"),
+        (lambda: _value(algorithms.ProtoMAML(**COMMON, head="fc")), "Its linear layers: 'head'"),
+        (lambda: algorithms.MAMLPlusPlus(**COMMON).init(functionalize(torch.nn.Linear(2, 3))), "no norm whose weights"),
         (lambda: algorithms.CAVIA(**COMMON, num_context=0), "at least 1"),
         (lambda: algorithms.CAVIA(**COMMON, layer="features.2").init(model()), "is a Tanh"),
         (lambda: algorithms.CAVIA(**COMMON, layer="features.0").init(model()), r"layer='features\.1'"),
@@ -292,6 +301,18 @@ def _value(algorithm: MAML) -> Tensor:
 def test_mistakes_are_told(make: Callable[[], object], told: str) -> None:
     with pytest.raises(UsageError, match=told):
         make()
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 4])
+def test_what_has_a_value_for_every_step_serves_any_number_of_steps(num_steps: int) -> None:
+    algorithm = algorithms.MAMLPlusPlus(**COMMON)
+    meta = moved(algorithm.init(model()))
+    longer = replace(algorithm, num_inner_steps=num_steps)
+    adapted = longer.adapt(model(), meta, model().buffers, EPISODE.support)
+    logits = longer.predict(model(), meta, adapted, EPISODE.query[0])
+    # As a run is tested: the problem of training, after another number of steps.
+    measured = Loop().evaluate(algorithm.problem(model()), meta, EPISODES, num_inner_steps=num_steps)
+    assert_close(F.cross_entropy(logits, EPISODE.query[1]), measured["loss"][0, num_steps], tolerance=1e-12)
 
 
 def _reptile_problem(**options: Any) -> Problem:

@@ -2,7 +2,7 @@
 
     python experiments/table/run.py calibrate             # seconds a meta step, and how many fit the budget: steps.json
     python experiments/table/run.py train --runs FOLDER   # what is missing, one after another; again: goes on
-    python experiments/table/run.py table                 # table.md, of what there is
+    python experiments/table/run.py table                 # the tables of README.md, of what there is
 
 A cell is one command, printed as it starts; its results.json is kept here as results/BENCHMARK-ALGORITHM.json with the
 command, the processor seconds and the peak memory. `--cells` takes parts of names; two processes with different cells
@@ -33,9 +33,9 @@ from cells import (
     overrides_of,
     published_of,
 )
+from costs import BENCHMARK, COSTS
 
-RESULTS = HERE / "results"
-COSTS_OF = "omniglot_5way_1shot"
+RESULTS, README = HERE / "results", HERE / "README.md"
 SHORT = 4
 ENOUGH_SECONDS = 8.0
 """A run of `SHORT` meta steps is compared with one that takes so much longer that starting up no longer matters."""
@@ -53,7 +53,7 @@ def main() -> int:
     if options.what == "train" and options.runs is None:
         parser.error("train needs --runs FOLDER")
     if options.what == "table":
-        (HERE / "table.md").write_text(table())
+        README.write_text(with_tables(README.read_text()))
     for cell in chosen:
         if options.what == "calibrate":
             calibrate(cell)
@@ -121,13 +121,22 @@ def _run(arguments: list[str]) -> dict[str, float]:
     }
 
 
+def with_tables(page: str) -> str:
+    """The page with the tables of what there is in the place of those that it has."""
+    for name, found in (("table", table()), ("costs", "\n".join(_costs()))):
+        before, _, rest = page.partition(f"<!-- {name} -->\n")
+        _, _, after = rest.partition(f"<!-- end of {name} -->")
+        page = f"{before}<!-- {name} -->\n\n{found}\n\n<!-- end of {name} -->{after}"
+    return page
+
+
 def table() -> str:
-    """Markdown: ours, marked as budgeted, and the published figure; then what a meta step costs."""
+    """Markdown: ours, marked as budgeted, and the published figure."""
     titles = [benchmark.title for benchmark in BENCHMARKS.values()]
     lines = [_row(["", *titles]), _row(["---"] * (1 + len(titles)))]
     for algorithm, about in ALGORITHMS.items():
         lines.append(_row([about.title, *(_cell(algorithm, benchmark) for benchmark in BENCHMARKS)]))
-    return "\n".join([*lines, "", *_costs()]) + "\n"
+    return "\n".join(lines)
 
 
 def _cell(algorithm: str, benchmark: str) -> str:
@@ -144,16 +153,17 @@ def _cell(algorithm: str, benchmark: str) -> str:
 
 
 def _costs() -> list[str]:
-    """Of the cells of Omniglot 5-way 1-shot, whose work is the same but for the inner steps."""
-    lines = [_row(["", "inner steps", "meta steps", "s a meta step", "peak MB of the process"]), _row(["---"] * 5)]
+    """Of a meta-gradient: `costs.py`; and how many meta steps the cell had."""
+    found = json.loads(COSTS.read_text()) if COSTS.exists() else {}
+    first = found.get("fomaml", {}).get("seconds")
+    lines = [_row(["", "inner steps", "s", "times first-order MAML", "MB", "meta steps"]), _row(["---"] * 6)]
     for algorithm, about in ALGORITHMS.items():
-        record = _kept((algorithm, COSTS_OF))
-        if record is not None:
-            cost = known_steps()[name_of((algorithm, COSTS_OF))]["seconds_a_step"]
-            protocol = record["protocol"]
-            steps = protocol["inner_steps_train"]
-            told = ["-" if steps is None else str(steps), str(protocol["meta_steps"])]
-            lines.append(_row([about.title, *told, f"{cost:.2f}", f"{record['peak_megabytes']:.0f}"]))
+        cost, record = found.get(algorithm), _kept((algorithm, BENCHMARK))
+        if cost is not None:
+            steps = "" if record is None else str(record["protocol"]["inner_steps_train"])
+            meta_steps = "" if record is None else str(record["protocol"]["meta_steps"])
+            times = [f"{cost['seconds']:.2f}", f"{cost['seconds'] / first:.1f}", f"{cost['peak_megabytes']:.0f}"]
+            lines.append(_row([about.title, steps, *times, meta_steps]))
     return lines
 
 

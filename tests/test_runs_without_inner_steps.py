@@ -94,7 +94,7 @@ def test_fewer_ways_in_the_test_than_in_training(tmp_path: Path) -> None:
             "eval.num_inner_steps is of inner steps, which R2D2 does not take",
         ),
         (["algorithm=protonet", "task=sinusoid"], "ProtoNet is for a classification"),
-        (["algorithm=pretraining", "task=sinusoid"], "has no method minibatches"),
+        (["algorithm=pretraining", "task=sinusoid"], "is for a classification, and the task 'sinusoid'"),
         (["algorithm=r2d2", "metagrad=implicit"], "R2D2 is trained without inner steps, and metagrad Implicit is"),
         (["algorithm=r2d2", "algorithm.normalisation=step"], "Take normalisation='shared'"),
     ],

@@ -25,8 +25,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from benchmarks import ensemble, memory, optimizers, overhead, sampling, speed
-from benchmarks.common import Case, write_report
+from benchmarks import ensemble, memory, optimizers, overhead, sampling, speed, speed_table
+from benchmarks.common import Case, between_marks, write_report
 
 CASES: dict[str, Case] = {
     "sampling": sampling.CASE, "ensemble": ensemble.CASE, "memory": memory.CASE, "optimizers": optimizers.CASE,
@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cases", nargs="+", help="of the speed: its cases or groups of them, instead of all")
     parser.add_argument("--ways", nargs="+", help="of the speed: these beside the plain loop, instead of all")
     parser.add_argument("--times-only", action="store_true", help="of the speed: no first steps, no peak memory")
+    parser.add_argument("--page", type=Path, help="of the speed: writes its table into this page in Markdown")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the speed")
     parser.add_argument("--part", nargs="+", help="what the processes do that a case starts")
     options = parser.parse_args(argv)
@@ -65,6 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         case.picture(found, options.picture)
     if options.json:
         write_report(options.json, options.case, found)
+    if options.page and options.json:
+        text = between_marks(options.page.read_text(), options.json.name, speed_table.page(found["cases"]))
+        options.page.write_text(text)
     return 0
 
 

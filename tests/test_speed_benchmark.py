@@ -388,3 +388,11 @@ def test_other_episodes_are_not_timed(benchmark: Benchmark) -> None:
     episodes = source.episodes("train", [0])
     with pytest.raises(SystemExit, match="other episodes"):
         sampling.require_same_form(episodes, Episodes(episodes.query, episodes.query))
+
+
+@pytest.mark.parametrize("name", ["speed.json", "widths.json"])
+def test_the_page_has_the_numbers_of_the_report(name: str, benchmark: Benchmark) -> None:
+    folder = SCRIPTS.parent / "experiments" / "speed"
+    report, page = json.loads((folder / name).read_text()), (folder / "README.md").read_text()
+    table = benchmark("speed_table").page(report["measured"]["cases"])
+    assert benchmark("common").between_marks(page, name, table) == page

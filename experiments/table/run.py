@@ -123,11 +123,9 @@ def _run(arguments: list[str]) -> dict[str, float]:
 
 def with_tables(page: str) -> str:
     """The page with the tables of what there is in the place of those that it has."""
-    for name, found in (("table", table()), ("costs", "\n".join(_costs()))):
-        before, _, rest = page.partition(f"<!-- {name} -->\n")
-        _, _, after = rest.partition(f"<!-- end of {name} -->")
-        page = f"{before}<!-- {name} -->\n\n{found}\n\n<!-- end of {name} -->{after}"
-    return page
+    from benchmarks.common import between_marks  # cells.py has put `scripts` on the path
+
+    return between_marks(between_marks(page, "table", table()), "costs", "\n".join(_costs()))
 
 
 def table() -> str:

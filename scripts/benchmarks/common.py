@@ -27,6 +27,21 @@ Clock = Callable[[Callable[[], object]], float]
 """How many seconds some work takes."""
 
 
+def between_marks(page: str, mark: str, text: str) -> str:
+    """A page in Markdown with `text` between its comments "MARK" and "end of MARK".
+
+    Example:
+        >>> between_marks("<!-- a --><!-- end of a --> b", "a", "1")
+        '<!-- a -->\\n\\n1\\n\\n<!-- end of a --> b'
+    """
+    begin, end = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
+    before, found, rest = page.partition(begin)
+    _, ended, after = rest.partition(end)
+    if not found or not ended:
+        raise ValueError(f"the page has no {begin} and {end}")
+    return f"{before}{begin}\n\n{text}\n\n{end}{after}"
+
+
 def process_seconds(work: Callable[[], object]) -> float:
     """Of all of the process's threads."""
     start = time.process_time()

@@ -105,7 +105,7 @@ CASES: dict[str, Problem] = {
     ),
     **{f"tasks-{tasks}": _sinusoid(5, tasks=tasks, size=tasks) for tasks in (1, 10, 100, 1000)},
     **{f"steps-{steps}": _sinusoid(steps, size=steps) for steps in (1, 5, 20, 100, 500)},
-    **{f"width-{width}": _sinusoid(5, width=width, size=width) for width in (10, 40, 160, 640)},
+    **{f"width-{width}": _sinusoid(5, width=width, size=width) for width in (10, 40, 160, 320, 640)},
 }  # fmt: skip
 
 

@@ -49,6 +49,31 @@ def _slopes(measured: dict[str, dict[str, float]]) -> list[str]:
     ]
 
 
+_COLUMNS = {
+    "higher": ("higher",), "TorchOpt": ("TorchOpt",), "learn2learn": ("learn2learn",),
+    "parallel-metalearn": ("parallel-metalearn vmap", "parallel-metalearn sequential"),
+    "JAX": ("JAX jit(vmap)", "JAX jit(map)"), "ours, eager": ("Loop", "Vmap"),
+    "ours, compiled": ("Loop pieces", "Vmap pieces", "Loop whole", "Vmap whole"),
+}  # fmt: skip
+
+
+def page(cases: dict[str, Any]) -> str:
+    """The cases as a table in Markdown: times in multiples of the fastest of ours, medians."""
+    rows = [["case", "plain loop", *_COLUMNS], ["---"] * (2 + len(_COLUMNS))]
+    for name, measured in cases.items():
+        times = {way: row["times_ours"]["median"] for way, row in measured["ways"].items() if "times_ours" in row}
+        rows.append([f"`{name}`", f"{times[PLAIN]:.2f}", *(_fastest(times, ways) for ways in _COLUMNS.values())])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _fastest(times: dict[str, float], ways: tuple[str, ...]) -> str:
+    there = {way: times[way] for way in ways if way in times}
+    if not there:
+        return "-"
+    best = min(there, key=there.__getitem__)
+    return f"{there[best]:.2f}" + (f" ({best})" if len(ways) > 1 else "")
+
+
 def picture(found: dict[str, Any], path: Path) -> None:
     """Above, every case's times relative to the fastest of ours; below, the series."""
     from matplotlib import pyplot

@@ -67,7 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.json:
         write_report(options.json, options.case, found)
     if options.page and options.json:
-        text = between_marks(options.page.read_text(), options.json.name, speed_table.page(found["cases"]))
+        text = between_marks(
+            options.page.read_text(), options.json.name, speed_table.page(found["cases"], options.ways)
+        )
         options.page.write_text(text)
     return 0
 

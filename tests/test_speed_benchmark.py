@@ -390,9 +390,11 @@ def test_other_episodes_are_not_timed(benchmark: Benchmark) -> None:
         sampling.require_same_form(episodes, Episodes(episodes.query, episodes.query))
 
 
-@pytest.mark.parametrize("name", ["speed.json", "widths.json"])
-def test_the_page_has_the_numbers_of_the_report(name: str, benchmark: Benchmark) -> None:
+@pytest.mark.parametrize(
+    ("name", "ways"), [("speed.json", None), ("widths.json", ["Loop", "Vmap", "Loop pieces", "Vmap pieces"])]
+)
+def test_the_page_has_the_numbers_of_the_report(name: str, ways: list[str] | None, benchmark: Benchmark) -> None:
     folder = SCRIPTS.parent / "experiments" / "speed"
     report, page = json.loads((folder / name).read_text()), (folder / "README.md").read_text()
-    table = benchmark("speed_table").page(report["measured"]["cases"])
+    table = benchmark("speed_table").page(report["measured"]["cases"], ways)
     assert benchmark("common").between_marks(page, name, table) == page

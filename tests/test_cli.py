@@ -416,23 +416,24 @@ def test_help_lists_what_there_is(module: str, expected: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_interrupted_and_resumed_is_as_never_interrupted(number: signal.Signals) -> None:
+def test_interrupted_and_resumed_is_as_never_interrupted() -> None:
     many = [each for each in TINY if not each.startswith("meta.num_steps")] + ["meta.num_steps=150"]
     assert finished(process("train", *many, "hydra.run.dir=whole"))[0] == 0
-    running = process("train", *many, "hydra.run.dir=parts")
-    wait_for_lines(Path("parts/metrics.jsonl"), 5, running)
-    running.send_signal(number)
-    code, _, err = finished(running)
-    assert code == 130, err
-    assert "python -m metalearn.train run=parts" in err
-    assert not Path("parts/results.json").exists()
-    assert train.main([*TINY, "hydra.run.dir=parts"]) == 2  # nothing lost: the folder is taken
-    code, _, err = finished(process("train", "run=parts"))
-    assert code == 0, err
-    assert metrics("parts") == metrics("whole")
-    for name in ("test", "test_by_step", "baseline", "val"):
-        assert results("parts")[name] == results("whole")[name]
+    for number in (signal.SIGTERM, signal.SIGINT):
+        folder = number.name
+        running = process("train", *many, f"hydra.run.dir={folder}")
+        wait_for_lines(Path(folder) / "metrics.jsonl", 5, running)
+        running.send_signal(number)
+        code, _, err = finished(running)
+        assert code == 130, err
+        assert f"python -m metalearn.train run={folder}" in err
+        assert not Path(folder, "results.json").exists()
+        assert train.main([*TINY, f"hydra.run.dir={folder}"]) == 2  # nothing lost: the folder is taken
+        code, _, err = finished(process("train", f"run={folder}"))
+        assert code == 0, err
+        assert metrics(folder) == metrics("whole")
+        for name in ("test", "test_by_step", "baseline", "val"):
+            assert results(folder)[name] == results("whole")[name]
 
 
 def wait_for_lines(path: Path, count: int, running: subprocess.Popen[str]) -> None:

@@ -174,10 +174,10 @@ def test_a_study_goes_on_and_grows(capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep(*STUDY, "hydra.sweeper.num_trials=3") == 0
     assert "3 of 3 trials are there already." in capsys.readouterr().out
     assert table() == three
-    assert sweep(*STUDY, "hydra.sweeper.num_trials=5") == 0
+    assert sweep(*STUDY, "hydra.sweeper.num_trials=4") == 0
     assert table()[:3] == three
-    assert len(table()) == 5
-    assert sweep(*STUDY, "hydra.sweeper.num_trials=5", directory="whole") == 0
+    assert len(table()) == 4
+    assert sweep(*STUDY, "hydra.sweeper.num_trials=4", directory="whole") == 0
     timeless = [
         [{k: v for k, v in row.items() if k != "seconds"} for row in table(name)] for name in ("sweep", "whole")
     ]
@@ -403,9 +403,7 @@ def test_a_study_whose_process_was_killed_goes_on() -> None:
 
 @pytest.mark.slow
 def test_submitit_runs_a_sweep_on_this_machine() -> None:
-    code, _, err = finished(
-        process(*command("seed=0,7", "inner.lr=0.01,0.1", "hydra/launcher=submitit_local", "hydra.sweep.dir=sweep"))
-    )
+    code, _, err = finished(process(*command("seed=0,7", "hydra/launcher=submitit_local", "hydra.sweep.dir=sweep")))
     assert code == 0, err
     assert {row["status"] for row in table()} == {"finished"}
 

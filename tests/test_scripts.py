@@ -71,10 +71,10 @@ def test_a_row_stops_in_time_and_goes_on(tmp_path: Path) -> None:
     tiny = ["eval.num_episodes=4", "eval.val_episodes=0", "logger=none"]
     row = suite.Row("sinusoid", ("task=sinusoid",), "0.358", "Finn et al. 2017")
     options = {"folder": tmp_path / "row", "device": "cpu"}
-    long = suite.run_row(row, extra=[*tiny, "meta.num_steps=1000000", "meta.checkpoint_every=5"], seconds=15, **options)
+    long = suite.run_row(row, extra=[*tiny, "meta.num_steps=1000000", "meta.checkpoint_every=5"], seconds=12, **options)
     assert long["status"] == "unfinished"
     assert long["steps"] > 0
-    again = suite.run_row(row, extra=[], seconds=15, **options)
+    again = suite.run_row(row, extra=[], seconds=12, **options)
     assert again["steps"] > long["steps"]
     short = suite.run_row(row, extra=[*tiny, "meta.num_steps=2"], seconds=200, folder=tmp_path / "short", device="cpu")
     assert short["status"] == "finished"

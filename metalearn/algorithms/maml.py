@@ -17,7 +17,7 @@ from metalearn.inner import Adapted, inner_step, start
 from metalearn.losses import Loss
 from metalearn.normalisation import Normalisation, policy_of
 from metalearn.optim import GradientTransformation, sgd
-from metalearn.optim.learned import LearnedOptimizer
+from metalearn.optim.learned import LearnedOptimizer, LearnedRates
 from metalearn.optim.learned.base import check_rate, optimizer_of
 from metalearn.problem import Episode, Problem
 from metalearn.state import Filter, describe
@@ -140,7 +140,12 @@ class MAML(Algorithm):
 
     def protocol(self) -> dict[str, Any]:
         """See `Algorithm.protocol`."""
-        return {"proximal": self.proximal} if self.proximal else {}
+        said: dict[str, Any] = {"proximal": self.proximal} if self.proximal else {}
+        rule, _ = self.inner_rule()
+        if isinstance(rule, LearnedRates):
+            rate = f"learned, from {rule.lr}"
+            said |= {"inner_lr_train": rate, "inner_lr_test": rate}
+        return said | ({"inner_optimizer": str(rule)} if isinstance(rule, LearnedOptimizer) else {})
 
     def check_strategy(self, strategy: Any) -> None:
         """Refuses strategies whose gradient of something learned is always 0: it would stay as it is."""

@@ -12,7 +12,6 @@ from torch import nn
 from metalearn.algorithms import MAML
 from metalearn.functional import functionalize
 from metalearn.normalisation import Normalisation
-from metalearn.optim.learned import LearnedOptimizer, LearnedRates
 from metalearn.state import describe
 from metalearn.training.experiment import Experiment, Source, TrainingSettings, has_inner_steps
 from metalearn.training.norm_card import policy_card
@@ -173,11 +172,6 @@ def _inner(algorithm: Any) -> dict[str, Any]:
     if not has_inner_steps(algorithm):
         return {} if optimizer is None else {"inner_optimizer": optimizer}
     rate = _plain(getattr(algorithm, "inner_lr", None))
-    rule = algorithm.inner_rule()[0] if isinstance(algorithm, MAML) else None
-    if isinstance(rule, LearnedRates):
-        rate = f"learned, from {rule.lr}"
-    if isinstance(rule, LearnedOptimizer):
-        optimizer = _name(rule)
     return {"inner_optimizer": optimizer, "inner_lr_train": rate, "inner_lr_test": rate}
 
 

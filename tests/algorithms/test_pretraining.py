@@ -1,6 +1,7 @@
 """The baselines: plain training by hand, minibatches of all classes, and what the test does with the features."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -172,10 +173,10 @@ def test_the_whole_model_is_tuned_as_torch_would() -> None:
 
 
 def test_mistakes_are_told() -> None:
-    with pytest.raises(
-        UsageError, match=r"PretrainedPrototypes trains on all classes at once, and the task source Sinusoid"
-    ):
+    with pytest.raises(UsageError, match=r"PretrainedPrototypes is for a classification, and the task 'sinusoid'"):
         PROTOTYPES.training_source(Sinusoid())
+    with pytest.raises(UsageError, match=r"all classes at once, and the task source SimpleNamespace can not"):
+        PROTOTYPES.training_source(SimpleNamespace(kind="classification"))
     with pytest.raises(UsageError, match=r"how many there are 'sinusoid' does not say"):
         PROTOTYPES.init(functionalize(MLP(input_shape=(1,), num_outputs=1)), Sinusoid())
     with pytest.raises(UsageError, match="was given no source"):

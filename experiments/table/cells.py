@@ -124,8 +124,7 @@ ALGORITHMS = {
         "MAML++",
         {
             "": (
-                "algorithm=maml_plus_plus", "algorithm.normalisation=step", "model.norm=batch_running",
-                "algorithm.multi_step_until=100", *_inner(3, 0.1),
+                "algorithm=maml_plus_plus", "algorithm.multi_step_until=100", *_inner(3, 0.1),
             ),
         },
         ("omniglot_5way_1shot",),

@@ -47,11 +47,12 @@ def _evaluate(composed: Composed) -> None:
         progress=configuration.build_logger(measured.config)[1],
     )
     parts = [asked.split, measured.checkpoint.name, f"{num_episodes}-episodes"]
-    parts += [f"{num_inner_steps}-steps"] if has_inner_steps(measured.experiment.algorithm) else []
+    has_steps = has_inner_steps(measured.experiment.algorithm)
+    parts += [f"{num_inner_steps}-steps"] if has_steps else []
     parts += measured.called
     path = folder / "evaluations" / f"{'-'.join(parts)}.json"
     results.save(path)
-    print(_table(results) if has_inner_steps(measured.experiment.algorithm) else results.summary())
+    print(_table(results) if has_steps else results.summary())
     print(f"Written to {path}")
     if TaskCard.read(folder) is None:  # a run of an older version, which `metalearn.load` can not use without data
         TaskCard.of(measured.experiment.source).write(folder)

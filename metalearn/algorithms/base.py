@@ -1,11 +1,13 @@
 """What every algorithm offers."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from metalearn import random
+from metalearn.errors import UsageError
 from metalearn.functional import RNG, FunctionalModel
 from metalearn.losses import Loss
 from metalearn.normalisation import Model
@@ -71,6 +73,21 @@ class Algorithm(ABC):
     @abstractmethod
     def predict(self, model: FunctionalModel, meta: Tensors, adapted: Any, x: Tensor) -> Tensor:
         """The adapted model's outputs on `x`: logits or values, `[example, output]`."""
+
+
+def check_kind(algorithm: Algorithm, source: Any, kinds: Sequence[str] = ("classification",)) -> str:
+    """The kind of a source's tasks, which is one of `kinds`; the first of them where the source does not say.
+
+    Raises:
+        UsageError: it is another one.
+    """
+    kind: str = getattr(source, "kind", kinds[0])
+    if kind not in kinds:
+        raise UsageError(
+            f"{type(algorithm).__name__} is for a {' or '.join(kinds)}, and the task {source.name!r} is a {kind}. "
+            "Choose algorithm=r2d2 or algorithm=maml."
+        )
+    return kind
 
 
 def loss_of(loss: Loss, model: Model, params: Tensors, buffers: Tensors, batch: Batch) -> tuple[Tensor, Aux]:

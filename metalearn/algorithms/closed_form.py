@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metalearn import metagrad
-from metalearn.algorithms.base import Algorithm
+from metalearn.algorithms.base import Algorithm, check_kind
 from metalearn.algorithms.embedding import Embedding, rows_of
 from metalearn.errors import UsageError
 from metalearn.functional import FunctionalModel
@@ -86,12 +86,7 @@ class ClosedForm(Algorithm):
 
     def init(self, model: FunctionalModel, source: Any = None) -> Tensors:
         """The features' initial parameters, `"init.…"`, and the algorithm's own numbers."""
-        kind = getattr(source, "kind", self.kinds[0])
-        if kind not in self.kinds:
-            raise UsageError(
-                f"{type(self).__name__} is for a {' or '.join(self.kinds)}, and the task {source.name!r} is a {kind}. "
-                "Choose algorithm=r2d2 or algorithm=maml."
-            )
+        kind = check_kind(self, source, self.kinds)
         embedding = self._embedding(model)
         like = next(iter(embedding.model.params.values()), torch.empty(0))
         numbers = {

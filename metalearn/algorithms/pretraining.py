@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metalearn import random
-from metalearn.algorithms.base import Algorithm
+from metalearn.algorithms.base import Algorithm, check_kind
 from metalearn.algorithms.closed_form import Remembered, refuse_without_steps
 from metalearn.algorithms.embedding import Embedding
 from metalearn.algorithms.protonet import Distance, ProtoNet
@@ -91,12 +91,7 @@ class Pretrained(Algorithm):
 
     def training_source(self, source: Any) -> Any:
         """Minibatches of the training classes, labelled by their numbers among all of them."""
-        kind = getattr(source, "kind", "classification")
-        if kind != "classification":
-            raise UsageError(
-                f"{type(self).__name__} is for a classification, and the task {source.name!r} is a {kind}. Choose "
-                "algorithm=r2d2 or algorithm=maml."
-            )
+        check_kind(self, source)
         if not hasattr(source, "minibatches"):
             raise UsageError(
                 f"{type(self).__name__} trains on all classes at once, and the task source {type(source).__name__} can "

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from metalearn.algorithms.base import check_kind
 from metalearn.algorithms.maml import MAML
 from metalearn.algorithms.prototypes import class_means
 from metalearn.algorithms.roles import Roles
@@ -47,11 +48,7 @@ class ProtoMAML(MAML):
         Raises:
             UsageError: the task is a regression.
         """
-        if getattr(source, "kind", "classification") != "classification":
-            raise UsageError(
-                f"ProtoMAML is for a classification, and the task {source.name!r} is a {source.kind}. Choose "
-                "algorithm=maml or algorithm=r2d2."
-            )
+        check_kind(self, source)
         return super().init(model, source)
 
     def protocol(self) -> dict[str, Any]:

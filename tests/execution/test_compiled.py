@@ -63,10 +63,6 @@ def _check(execution: Any, strategy: Any, problem: Problem, meta: dict[str, Tens
     return compiled
 
 
-OF_IMAGES = [layer for layer in problems.LAYERS if layer not in MODELS or layer == "batch norm, running statistics"]
-"""Those that are no model of `MODELS` already; of these the one whose form on images differs most."""
-
-
 @interpreted
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model(model: str) -> None:
@@ -88,7 +84,7 @@ def test_other_ways(model: str, way: str) -> None:
 
 
 @interpreted
-@pytest.mark.parametrize("layer", OF_IMAGES)
+@pytest.mark.parametrize("layer", [layer for layer in problems.LAYERS if layer != "attention"])  # a model, above
 def test_every_layer(layer: str) -> None:
     problem, meta = problems.problem_of(problems.model_of(layer), "sgd", num_inner_steps=3)
     _check(Vmap(compiled="pieces"), Unrolled(), problem, meta, problems.images())

@@ -10,6 +10,14 @@ from metalearn.compilation.graphs import Graph
 from metalearn.compilation.operations import VIEWS, aten
 from metalearn.errors import UsageError
 
+ON_A_CPU = {"cpp_wrapper": True, "cpp.vec_isa_ok": True}
+"""What torch's compiler is told.
+
+It writes one C++ file a graph, with what calls the kernels: a call costs half of what it costs from Python, and 18 runs
+of the C++ compiler become 4 (five steps of an MLP). What the processor can do is asked of the processor: to try it out
+takes 10 s, and a C++ compiler that can read torch's headers knows the flags.
+"""
+
 FEWEST = 3
 """A graph of fewer operations than this is run as it is: to call compiled code costs as much as they do."""
 
@@ -29,8 +37,10 @@ class Program:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         needs, forms = graph.needs, _forms(graph)
-        self._needs = list(zip(needs, forms, strict=False))
-        self._constants = list(map(_as, graph.constants, forms[len(needs) :]))
+        self._needs = [(place, form.stride()) for place, form in zip(needs, forms, strict=False)]
+        self._constants = [
+            _as(value, form.stride()) for value, form in zip(graph.constants, forms[len(needs) :], strict=True)
+        ]
         nodes = graph.placeholders
         computed: list[fx.Node] = []
         self._returned: list[tuple[bool, int]] = []
@@ -45,7 +55,7 @@ class Program:
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """The outputs for these inputs, of which those that are needed have the forms of the traced ones."""
-        given = [_as(inputs[place], form) for place, form in self._needs]
+        given = [_as(inputs[place], strides) for place, strides in self._needs]
         given += self._constants
         computed = self._run(given) if self._run is not None else ()
         return [computed[place] if is_computed else given[place] for is_computed, place in self._returned]
@@ -77,9 +87,8 @@ def _forms(graph: Graph) -> list[Tensor]:
     ]  # fmt: skip
 
 
-def _as(value: Tensor, form: Tensor) -> Tensor:
-    """The tensor, in memory as `form` is; also where an axis has one entry, of which torch's compiler asks as much."""
-    strides = form.stride()
+def _as(value: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """The tensor, in memory by these strides, also of an axis with one entry: torch's compiler asks as much."""
     if value.stride() == strides:
         return value
     return torch.empty_strided(value.shape, strides, dtype=value.dtype, device=value.device).copy_(value)
@@ -128,9 +137,12 @@ def by_inductor(graph: Graph, forms: Sequence[Tensor]) -> Callable[[list[Tensor]
             torch.empty_strided(form.shape, form.stride(), dtype=form.dtype, device=node.meta["val"].device)
             for form, node in zip(forms, graph.placeholders, strict=True)
         ]
+    for node, example in zip(graph.placeholders, examples, strict=True):
+        node.meta["val"] = example  # what torch goes by where it writes C++: strides are no longer those of the trace
     try:
         with tracing(TracingContext(mode)), torch.no_grad():
-            run: Any = torch._inductor.compile(graph.module, examples)  # torch.compile's guards would cost 30 us a call
+            # torch.compile's guards would cost 30 us a call
+            run: Any = torch._inductor.compile(graph.module, examples, options=_options(examples))
     except Exception as error:
         if not _is_without_compiler(error):
             raise
@@ -141,6 +153,10 @@ def by_inductor(graph: Graph, forms: Sequence[Tensor]) -> Callable[[list[Tensor]
         return found
 
     return call
+
+
+def _options(examples: Sequence[Tensor]) -> dict[str, Any]:
+    return dict(ON_A_CPU) if all(example.device.type == "cpu" for example in examples) else {}
 
 
 def require_compiler(device: torch.device) -> None:

@@ -127,7 +127,8 @@ def _in_new_processes(interpreter: str, name: str, device: str, way: str) -> dic
             "TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor", "TRITON_CACHE_DIR": f"{folder}/triton",
             "METALEARN_CACHE": f"{folder}/metalearn", "JAX_COMPILATION_CACHE_DIR": f"{folder}/jax",
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-            "TORCHINDUCTOR_COMPILE_THREADS": "1",
+            # torch keeps its precompiled headers beside other temporary files, whatever its cache's folder is.
+            "TORCHINDUCTOR_COMPILE_THREADS": "1", "TMPDIR": folder,
         }  # fmt: skip
         states = ("cold", "warm") if WAYS[way].compiles else ("cold",)
         first, peak = {}, math.nan

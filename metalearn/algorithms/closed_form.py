@@ -180,24 +180,6 @@ class ClosedForm(Algorithm):
         return outputs, buffers
 
 
-def members_of(support: Examples, num_classes: int) -> Tensor:
-    """Which class each row of a labelled set is of, bool `[example, class]`; padded rows are of none."""
-    labels = support[1]
-    if labels.is_floating_point():
-        raise UsageError(
-            f"labels are {labels.dtype}, expected int64 of 0 … {num_classes - 1}: this algorithm is for "
-            "classifications. For a regression take R2D2, or MAML."
-        )
-    members = labels.unsqueeze(-1) == torch.arange(num_classes, device=labels.device)
-    rows = rows_of(support)
-    return members if rows is None else members & rows.unsqueeze(-1)
-
-
-def without_absent(outputs: Tensor, members: Tensor) -> Tensor:
-    """Outputs `[example, class]` with minus infinity for the classes of which there is no support example."""
-    return torch.where(members.any(0), outputs, -torch.inf)
-
-
 def wide_enough(examples: Examples, num_classes: int) -> Examples:
     """A set whose mask of classes has `num_classes` entries: a source of fewer classes knows nothing of the others."""
     if len(examples) == 2 or examples[1].is_floating_point():

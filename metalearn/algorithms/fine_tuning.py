@@ -8,13 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metalearn import inner
-from metalearn.algorithms.closed_form import (
-    ClosedForm,
-    Remembered,
-    members_of,
-    wide_enough,
-    without_absent,
-)
+from metalearn.algorithms.classes import members_of, without_absent
+from metalearn.algorithms.closed_form import ClosedForm, Remembered, wide_enough
 from metalearn.algorithms.embedding import no_inner_loss
 from metalearn.algorithms.maml import MAML
 from metalearn.algorithms.pretraining import Pretrained

@@ -6,8 +6,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from metalearn.algorithms.base import check_kind
+from metalearn.algorithms.classes import class_means, members_of
+from metalearn.algorithms.embedding import rows_of
 from metalearn.algorithms.maml import MAML
-from metalearn.algorithms.prototypes import class_means
 from metalearn.algorithms.roles import Roles
 from metalearn.errors import UsageError
 from metalearn.functional import FunctionalModel
@@ -74,15 +75,15 @@ class ProtoMAML(MAML):
         """The learned start, with the head at the prototypes of the support set."""
         began = roles.start(meta)
         weight, bias = self._head_of(model, began)
-        inputs, targets, *rest = support
-        rows = rest[0].examples if rest else None
-        backbone = model.without(self.head).seeing(rows)
+        backbone = model.without(self.head).seeing(rows_of(support))
         whole = self.at_step(roles, meta, began, 0)
         at_support = policy_of(self.normalisation).at_support(backbone, 0)
         features, _ = at_support(
-            {name: whole[name] for name in backbone.params}, {name: buffers[name] for name in backbone.buffers}, inputs
+            {name: whole[name] for name in backbone.params},
+            {name: buffers[name] for name in backbone.buffers},
+            support[0],
         )
-        means = class_means(features, targets, weight.shape[0], rows)
+        means = class_means(features, members_of(support, weight.shape[0]))
         return {**began, f"{self.head}.weight": 2 * means, f"{self.head}.bias": -means.square().sum(-1).to(bias.dtype)}
 
     def _head_of(self, model: FunctionalModel, began: Tensors) -> tuple[Tensor, Tensor]:

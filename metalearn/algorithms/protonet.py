@@ -6,9 +6,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from metalearn.algorithms.closed_form import ClosedForm, members_of, without_absent
-from metalearn.algorithms.embedding import rows_of
-from metalearn.algorithms.prototypes import class_means
+from metalearn.algorithms.classes import class_means, members_of, without_absent
+from metalearn.algorithms.closed_form import ClosedForm
 from metalearn.errors import UsageError, did_you_mean
 from metalearn.types import Examples, Tensors
 
@@ -64,7 +63,7 @@ class ProtoNet(ClosedForm):
     def outputs(self, meta: Tensors, features: Tensor, support: Examples, query: Tensor, num_classes: int) -> Tensor:
         """See `ClosedForm.outputs`: the scaled negative distances to the prototypes."""
         members = members_of(support, num_classes)
-        prototypes = class_means(features, support[1], num_classes, rows_of(support))
+        prototypes = class_means(features, members)
         scale = meta["log_scale"].exp() if self.learn_scale else self._scale
         return without_absent(scale * similarities(query, prototypes, self.distance), members)
 

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from metalearn.algorithms.closed_form import ClosedForm, members_of, without_absent
+from metalearn.algorithms.classes import members_of, without_absent
+from metalearn.algorithms.closed_form import ClosedForm
 from metalearn.algorithms.embedding import rows_of
 from metalearn.errors import UsageError
 from metalearn.types import Examples, Tensors

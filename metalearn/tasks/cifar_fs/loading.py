@@ -36,7 +36,14 @@ def load_split(
     store = load_cifar100(root, download=download, cache_dir=cache_dir)
     classes = {split: store.classes(class_names(scheme, split)) for split in SPLITS}
     images = {split: int(each.counts.sum()) for split, each in classes.items()}
-    return classes, {"images": images, "image_format": FORMAT.to_dict()}
+    return classes, {**_superclasses_of_their_own(scheme), "images": images, "image_format": FORMAT.to_dict()}
+
+
+def _superclasses_of_their_own(scheme: str) -> dict[str, Any]:
+    """How many superclasses each split has, where none has classes in two splits."""
+    names = {split: superclasses(scheme, split).keys() for split in SPLITS}
+    counts = {split: len(own) for split, own in names.items()}
+    return {"superclasses": counts} if sum(counts.values()) == len(set().union(*names.values())) else {}
 
 
 @cache

@@ -58,7 +58,7 @@ def main() -> int:
         if options.what == "calibrate":
             calibrate(cell)
         elif options.what == "train":
-            train(cell, options.runs / name_of(cell))
+            train(cell, options.runs)
     return 0
 
 
@@ -91,12 +91,13 @@ def _seconds(cell: tuple[str, str], num_steps: int) -> float:
         return _run(arguments)["cpu_seconds"]
 
 
-def train(cell: tuple[str, str], folder: Path) -> None:
-    """Runs a cell, or goes on with it, unless its result is there."""
+def train(cell: tuple[str, str], runs: Path) -> None:
+    """Runs a cell in a folder of its own and of its length, or goes on with it, unless its result is there."""
     kept = RESULTS / f"{name_of(cell)}.json"
     if kept.exists():
         return
-    arguments = command_of(cell, int(known_steps()[name_of(cell)]["num_steps"]))
+    num_steps = int(known_steps()[name_of(cell)]["num_steps"])
+    folder, arguments = runs / f"{name_of(cell)}-{num_steps}", command_of(cell, num_steps)
     print(f"{name_of(cell)}: python -m metalearn.train {shlex.join(arguments)}", flush=True)
     resumes = (folder / "checkpoints" / "last" / "state.json").exists()
     spent = _run([f"run={folder}"] if resumes else [*arguments, f"hydra.run.dir={folder}"])

@@ -1,5 +1,6 @@
 """Compiled execution gives the eager gradient: traced and cut for every row, and by torch's compiler for some."""
 
+import os
 from dataclasses import replace
 from functools import cache
 from itertools import product
@@ -38,8 +39,12 @@ STRATEGIES = {
 
 @pytest.fixture
 def _interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Graphs run operation by operation: what is traced, cut and folded is the same, and takes no compiler."""
-    monkeypatch.setattr(programs, "by_inductor", programs.as_it_is)
+    """Graphs run operation by operation: what is traced, cut and folded is the same, and takes no compiler.
+
+    `METALEARN_THROUGH_COMPILER=1` gives every row to torch's compiler, which takes an hour.
+    """
+    if not os.environ.get("METALEARN_THROUGH_COMPILER"):
+        monkeypatch.setattr(programs, "by_inductor", programs.as_it_is)
 
 
 interpreted = pytest.mark.usefixtures("_interpreted")

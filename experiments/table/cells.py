@@ -136,7 +136,8 @@ ALGORITHMS = {
         {
             "": ("algorithm=meta_sgd",), "omniglot_5way_1shot": _inner(1, 0.1), "omniglot_20way_1shot": _inner(1, 0.1),
             "cifar_fs_5way_1shot": _inner(1, 0.01), "cifar_fs_5way_5shot": _inner(1, 0.01),
-            "sinusoid_10shot": _inner(1, 0.01, 10),
+            # Tested with the one step that it learns the rates of: more of them diverge.
+            "sinusoid_10shot": _inner(1, 0.01),
         },
         (*_TELLING, "sinusoid_10shot"),
     ),

@@ -146,7 +146,7 @@ def _cell(algorithm: str, benchmark: str) -> str:
         return " ".join(told)
     metric = BENCHMARKS[benchmark].metric
     found = record["test"][metric]
-    scale, digits = (100, 1) if metric == "accuracy" else (1, 3)
+    scale, digits = (100, 1) if metric == "accuracy" else (1, 4)
     ours = f"**{scale * found['mean']:.{digits}f}** ± {scale * found['ci95']:.{digits}f} b"
     return " ".join([ours, *told])
 

@@ -13,9 +13,9 @@ from metalearn.errors import UsageError
 ON_A_CPU = {"cpp_wrapper": True, "cpp.vec_isa_ok": True}
 """What torch's compiler is told.
 
-It writes one C++ file a graph, with what calls the kernels: a call costs half of what it costs from Python, and 18 runs
-of the C++ compiler become 4 (five steps of an MLP). What the processor can do is asked of the processor: to try it out
-takes 10 s, and a C++ compiler that can read torch's headers knows the flags.
+It writes one C++ file a graph, with what calls the kernels: a call costs less than from Python, and 18 runs of the C++
+compiler become 4 (five steps of an MLP). What the processor can do is asked of the processor: to try it out takes
+seconds, and a C++ compiler that can read torch's headers knows the flags.
 """
 
 FEWEST = 3

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from metalearn import Episodes, functionalize, losses, models, optim, random, tree
+from metalearn import Episodes, FunctionalModel, functionalize, losses, models, optim, random, tree
 from metalearn.algorithms import MAML
 from metalearn.execution import Loop, Vmap
 from metalearn.metagrad import Stepwise, Strategy, Truncated, Unrolled, plan
@@ -214,22 +214,52 @@ def _steps_and_slope(name: str, device: torch.device | str) -> Any:
 
 def check_compiled(device: torch.device) -> dict[str, Any]:
     """Compiled meta-gradients in float64 against the eager loop on the CPU; on a GPU no call waits for the device."""
+    is_gpu = device.type == "cuda"
+    ways = [Vmap(compiled="pieces")]
+    if is_gpu:  # the tests compile enough on a CPU
+        ways += [Vmap(compiled="whole"), Loop(compiled="pieces"), Vmap(compiled="pieces", cuda_graphs=True)]
+    errors = {f"MLP, {way!r}": _compiled_error(*_mlp(), way, device) for way in ways}
+    if is_gpu:
+        for way in (
+            Vmap(compiled="pieces"),
+            Vmap(compiled="pieces", convolutions="products"),
+            Vmap(compiled="pieces", convolutions="products", cuda_graphs=True),
+            Vmap(compiled="whole", convolutions="products", cuda_graphs=True),
+        ):
+            errors[f"Conv-4, {way!r}"] = _compiled_error(*_conv4(), way, device)
+    return errors
+
+
+def _mlp() -> tuple[FunctionalModel, MAML, Episodes]:
     torch.manual_seed(0)
     model = functionalize(models.MLP(input_shape=(1,), num_outputs=1, hidden=(8,)).double())
     maml = MAML(loss=losses.mean_squared_error, inner_lr=0.1, num_inner_steps=2)
-    episodes = tree.cast(Sinusoid().episodes("train", range(4)), torch.float64)
-    problem, meta = maml.problem(model), maml.init(model)
-    expected = Loop().value_and_grad(Unrolled(), problem)(meta, episodes).grads
-    there, given = tree.to(meta, device), tree.to(episodes, device)
-    errors: dict[str, Any] = {}
-    ways = (Vmap(compiled="pieces"), Vmap(compiled="whole"), Loop(compiled="pieces"))
-    for way in ways if device.type == "cuda" else ways[:1]:  # the tests compile enough on a CPU
-        gradient = way.value_and_grad(Unrolled(), maml.problem(model.to(device)))
-        gradient(there, given)
-        with _no_waiting(device):
-            found = gradient(there, given).grads
-        errors[repr(way)] = assert_close(tree.to(found, "cpu"), expected, tolerance=1e-9)
-    return errors
+    return model, maml, tree.cast(Sinusoid().episodes("train", range(4)), torch.float64)
+
+
+def _conv4() -> tuple[FunctionalModel, MAML, Episodes]:
+    torch.manual_seed(0)
+    model = functionalize(models.Conv4(input_shape=(1, 16, 16), num_outputs=4, filters=8).double())
+    images = torch.rand(12, 8, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    source = ClassificationSource(name="check", classes={"train": images}, query_shots=2, ways=4, shots=2)
+    maml = MAML(loss=losses.cross_entropy, inner_lr=0.1, num_inner_steps=2)
+    return model, maml, tree.cast(source.episodes("train", range(4)), torch.float64)
+
+
+def _compiled_error(
+    model: FunctionalModel, maml: MAML, episodes: Episodes, way: Loop | Vmap, device: torch.device
+) -> float:
+    """At other parameters and tasks than those that it was made with: nothing of these may be left in the code."""
+    meta = maml.init(model)
+    moved = {name: value * 1.1 for name, value in meta.items()}
+    later = tree.map_tensors(lambda leaf: leaf.flip(0), episodes)
+    expected = Loop().value_and_grad(Unrolled(), maml.problem(model))(moved, later).grads
+    gradient = way.value_and_grad(Unrolled(), maml.problem(model.to(device)))
+    gradient(tree.to(meta, device), tree.to(episodes, device))
+    there, given = tree.to(moved, device), tree.to(later, device)
+    with _no_waiting(device):
+        found = gradient(there, given).grads
+    return assert_close(tree.to(found, "cpu"), expected, tolerance=1e-9)
 
 
 @contextmanager

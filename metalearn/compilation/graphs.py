@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
+from metalearn.compilation import convolutions, pools
 from metalearn.compilation.factors import without_factors
 from metalearn.compilation.operations import VIEWS, aten, once_each, with_reshapes, writes
-from metalearn.compilation.pools import DECOMPOSITIONS
 from metalearn.compilation.unreadable import explained_reads
 from metalearn.functional.interception import read_at
 
+_DECOMPOSITIONS = {**pools.DECOMPOSITIONS, **convolutions.DECOMPOSITIONS}
 _ZEROS = {aten.zeros_like.default, aten.zeros.default, aten.new_zeros.default, aten._efficientzerotensor.default}
 _FULL = {aten.full.default: 1, aten.full_like.default: 1, aten.new_full.default: 2, aten.scalar_tensor.default: 0}
 _SAME_ZEROS = {*VIEWS, aten.clone.default, aten._to_copy.default, aten.neg.default, aten.contiguous.default}
@@ -89,7 +90,7 @@ def trace(function: Callable[[list[Tensor]], Sequence[Tensor]], inputs: Sequence
             return list(function(list(tensors)))
 
     with explained_reads():
-        first = _make_fx()(flat, DECOMPOSITIONS, "fake", _allow_non_fake_inputs=True)(*inputs)
+        first = _make_fx()(flat, _DECOMPOSITIONS, "fake", _allow_non_fake_inputs=True)(*inputs)
         constants = _lifted(first)
         module = _without_writes(first) if any(map(writes, first.graph.nodes)) else first
     without_factors(module.graph)

@@ -14,6 +14,7 @@ from metalearn import execution, losses, optim
 from metalearn.config import plugins
 from metalearn.config.resolve import full_task, full_test_task, is_mixture, resolved
 from metalearn.config.schema import (
+    Convolutions,
     ExecutionConfig,
     InnerConfig,
     MetaConfig,
@@ -80,6 +81,8 @@ def build_experiment(config: TrainConfig) -> Experiment:
             task_clip=config.execution.task_clip,
             precision=config.execution.precision.value,
             compile=config.execution.compile,
+            convolutions=config.execution.convolutions.value,
+            cuda_graphs=config.execution.cuda_graphs,
             strategy=strategy,
             num_inner_steps=getattr(algorithm, "num_inner_steps", 1),
         ),
@@ -278,8 +281,12 @@ def _measured_tasks(config: ExecutionConfig) -> tuple[str, ...]:
 
 def _refuse_two_choices(config: ExecutionConfig) -> None:
     at = config.switch_at
-    if config.measure and (config.compile is not False or at is not None):
-        given = f"execution.switch_at={at}" if at is not None else f"execution.compile={str(config.compile).lower()}"
+    taken = {
+        "switch_at": at, "compile": config.compile or None, "cuda_graphs": config.cuda_graphs or None,
+        "convolutions": None if config.convolutions is Convolutions.grouped else config.convolutions.value,
+    }  # fmt: skip
+    given = next((f"execution.{name}={str(value).lower()}" for name, value in taken.items() if value is not None), None)
+    if config.measure and given is not None:
         raise UsageError(f"execution.measure=true finds out itself what to compile: leave {given} out.")
     if at is not None and config.compile is False:
         raise UsageError(

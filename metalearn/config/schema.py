@@ -77,6 +77,13 @@ class Precision(Enum):
     bf16 = "bf16"
 
 
+class Convolutions(Enum):
+    """The names of `execution.convolutions`."""
+
+    grouped = "grouped"
+    products = "products"
+
+
 class CheckpointName(Enum):
     """The names of `checkpoint`, when a run is evaluated or used."""
 
@@ -137,6 +144,8 @@ class ExecutionConfig:
     precision: Precision = Precision.float32
     profile: bool = False
     compile: Any = field(default=False, metadata={"one_of": (False, True, "pieces", "whole")})
+    convolutions: Convolutions = Convolutions.grouped
+    cuda_graphs: bool = False
     switch_at: int | None = _number(None, 0)
     measure: bool = False
 

@@ -19,7 +19,7 @@ CONFIG = "config.yaml"
 
 _LATER = (
     ("nonfinite", "stop"), ("task_clip", None), ("precision", "float32"), ("profile", False), ("compile", False),
-    ("switch_at", None), ("measure", False),
+    ("switch_at", None), ("measure", False), ("convolutions", "grouped"), ("cuda_graphs", False),
 )  # fmt: skip
 """Settings that runs from before them go on without: their defaults change nothing."""
 

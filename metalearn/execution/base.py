@@ -10,9 +10,11 @@ from torch import Tensor
 
 from metalearn import inner, tree
 from metalearn.captured import refuse_captured
+from metalearn.compilation import CONVOLUTIONS, Convolutions, convolutions_as
 from metalearn.errors import UsageError, did_you_mean
 from metalearn.execution.compiled import COMPILED_AS, CompiledAs, compiled_parts
 from metalearn.execution.precision import Precision, check_precision, in_precision, products_in
+from metalearn.execution.recorded import Recorded
 from metalearn.functional import RNG
 from metalearn.metagrad import Outcome, Strategy
 from metalearn.problem import Episode, Problem
@@ -59,6 +61,10 @@ class Execution(ABC):
             compiles an inner step, its pullback, and the last step with the outer gradient, and folds over them: what
             is compiled does not grow with the steps, and it is for strategies that walk through them and back
             (`Unrolled`, `FirstOrder`, `Stepwise`). None runs the code as it is. `evaluate` is never compiled.
+        convolutions: of compiled code, where vmap makes groups of the tasks: `"grouped"` leaves them to cuDNN or
+            oneDNN, `"products"` makes batched products of matrices of them.
+        cuda_graphs: record all that compiled code launches on a CUDA device once for each form of the arguments, and
+            launch it as one.
     """
 
     buffers: BufferPolicy = "mean"
@@ -66,6 +72,8 @@ class Execution(ABC):
     task_clip: float | None = None
     precision: Precision = "float32"
     compiled: CompiledAs | None = None
+    convolutions: Convolutions = "grouped"
+    cuda_graphs: bool = False
 
     at_once: ClassVar[bool]
     """Whether a piece has a task axis, or is one task alone."""
@@ -73,6 +81,12 @@ class Execution(ABC):
     def __post_init__(self) -> None:
         if self.compiled is not None and self.compiled not in COMPILED_AS:
             raise UsageError(f"compiled={self.compiled!r}. {did_you_mean(str(self.compiled), COMPILED_AS)}")
+        if self.convolutions not in CONVOLUTIONS:
+            hint = did_you_mean(str(self.convolutions), CONVOLUTIONS)
+            raise UsageError(f"execution.convolutions={self.convolutions!r} is no way of computing them. {hint}")
+        if self.compiled is None and (self.cuda_graphs or self.convolutions != "grouped"):
+            name = "cuda_graphs=true" if self.cuda_graphs else f"convolutions={self.convolutions}"
+            raise UsageError(f"execution.{name} is of compiled code: set execution.compile=true (compiled='pieces').")
         check_precision(self.precision)
         if self.buffers not in POLICIES:
             raise UsageError(f"buffers={self.buffers!r} is not a policy. {did_you_mean(str(self.buffers), POLICIES)}")
@@ -119,7 +133,7 @@ class Execution(ABC):
             num_tasks = count_tasks(episodes)
             if held is not None and problem.holding is None:
                 raise UsageError("held: this problem (Problem.holding) is not made to hold other tensors.")
-            with products_in(self.precision, device_of(meta)):
+            with products_in(self.precision, device_of(meta)), convolutions_as(self.convolutions):
                 return in_parts(held, meta, list(self.parts((episodes, carry))), num_tasks)
 
         return run
@@ -137,7 +151,8 @@ class Execution(ABC):
             return found
 
         if self.compiled is not None:
-            return compiled_parts(self.compiled, strategy, problem_of, one_part, self.reduced, tasks=self.at_once)
+            run = compiled_parts(self.compiled, strategy, problem_of, one_part, self.reduced, tasks=self.at_once)
+            return Recorded(run) if self.cuda_graphs else run
         return lambda held, meta, parts, count: self.reduced((one_part(held, meta, part) for part in parts), count)
 
     def reduced(self, parts: Iterable[Outcome], num_tasks: int) -> Outcome:

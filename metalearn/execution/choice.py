@@ -5,11 +5,13 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from metalearn.compilation import Convolutions
 from metalearn.errors import UsageError, did_you_mean
 from metalearn.execution.base import BufferPolicy, Execution, NonfinitePolicy
 from metalearn.execution.compiled import COMPILED_AS, CompiledAs
 from metalearn.execution.loop import Loop
 from metalearn.execution.precision import Precision, check_precision
+from metalearn.execution.recorded import check_cuda_graphs
 from metalearn.execution.vmap import Vmap
 from metalearn.metagrad import Auto, Strategy
 from metalearn.problem import Problem
@@ -34,6 +36,8 @@ def choose(
     task_clip: float | None = None,
     precision: Precision = "float32",
     compile: Compile = False,
+    convolutions: Convolutions = "grouped",
+    cuda_graphs: bool = False,
     strategy: Any = None,
     num_inner_steps: int = 1,
 ) -> Execution:
@@ -51,29 +55,33 @@ def choose(
         task_clip: the largest norm of one task's gradient.
         precision: of the arithmetic.
         compile: see `compiled_as`.
+        convolutions: see `Execution`.
+        cuda_graphs: see `Execution`.
         strategy: how the meta-gradient flows; asked for where something is to be compiled.
         num_inner_steps: of an episode; likewise.
 
     Raises:
-        UsageError: an unknown name, a chunk size for a loop, a precision that the device does not have, or compiled
-            pieces of a strategy that has none.
+        UsageError: an unknown name, a chunk size for a loop, a precision or CUDA graphs that the device does not have,
+            what only compiled code does where nothing is compiled, or compiled pieces of a strategy that has none.
     """
     check_precision(precision, torch.device(device))
+    check_cuda_graphs(torch.device(device) if cuda_graphs else None)
     if tasks not in TASKS:
         raise UsageError(f"execution.tasks={tasks!r} is not a way of running tasks. {did_you_mean(tasks, TASKS)}")
     compiled = compiled_as(compile, strategy=strategy, num_inner_steps=num_inner_steps)
     if tasks == "auto":
         tasks = tasks_by_rule(model, device, compiled=compiled is not None)
+    settings: dict[str, Any] = {
+        "buffers": buffers, "nonfinite": nonfinite, "task_clip": task_clip, "precision": precision,
+        "compiled": compiled, "convolutions": convolutions, "cuda_graphs": cuda_graphs,
+    }  # fmt: skip
     if tasks == "vmap":
-        return Vmap(
-            chunk_size=chunk_size, buffers=buffers, nonfinite=nonfinite, task_clip=task_clip, precision=precision,
-            compiled=compiled,
-        )  # fmt: skip
+        return Vmap(chunk_size=chunk_size, **settings)
     if chunk_size is not None:
         raise UsageError(
             "execution.chunk_size is for vmap, but tasks run in a loop: set execution.tasks=vmap, or no size."
         )
-    return Loop(buffers=buffers, nonfinite=nonfinite, task_clip=task_clip, precision=precision, compiled=compiled)
+    return Loop(**settings)
 
 
 def tasks_by_rule(model: nn.Module, device: torch.device | str, *, compiled: bool = False) -> str:

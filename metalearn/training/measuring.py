@@ -4,11 +4,12 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from metalearn.errors import UsageError
 from metalearn.execution import Execution, Loop, Vmap
@@ -39,6 +40,7 @@ class Candidate:
     Attributes:
         tasks: "loop" or "vmap".
         compiled: "pieces", "whole" or None.
+        settings: others of the execution, that only compiled code on a GPU is tried with.
         refused: why it is none to choose, in a line; empty where it is.
         compile_seconds: until its first meta-gradient was there.
         step_seconds: one meta-gradient: time of the process on a CPU, wall time on a GPU.
@@ -50,6 +52,7 @@ class Candidate:
 
     tasks: str
     compiled: str | None
+    settings: dict[str, Any] = field(default_factory=dict)
     refused: str = ""
     compile_seconds: float = 0.0
     step_seconds: float | None = None
@@ -61,7 +64,9 @@ class Candidate:
     @property
     def name(self) -> str:
         """As the table has it."""
-        return f"{self.tasks}, {self.compiled or 'eager'}"
+        products = ["products"] if self.settings.get("convolutions") == "products" else []
+        graph = ["CUDA graph"] if self.settings.get("cuda_graphs") else []
+        return ", ".join([self.tasks, self.compiled or "eager", *products, *graph])
 
 
 def with_measured_execution(
@@ -74,9 +79,10 @@ def with_measured_execution(
     if not resume or read_record(folder) is None:
         found = measured(laboratory, state, progress)
         best = fastest(found)
-        execution = _execution_of(experiment.execution, best.tasks, best.compiled)
+        execution = _execution_of(experiment.execution, best)
         progress.message(f"execution=measure: {best.name} it is, for {experiment.settings.num_steps} meta steps")
-        record = {"tasks": best.tasks, "compiled": best.compiled, "candidates": [asdict(each) for each in found]}
+        chosen = {name: getattr(best, name) for name in ("tasks", "compiled", "settings")}
+        record = {**chosen, "candidates": [asdict(each) for each in found]}
         ExecutionRecord(execution=repr(execution), compiled=best.compiled, measured=record).write(folder)
     return replace(laboratory, experiment=as_measured(experiment, folder))
 
@@ -90,10 +96,10 @@ def as_measured(experiment: Experiment, folder: Path) -> Experiment:
     for place in (folder, *folder.parents[:2]):
         record = read_record(place) if experiment.settings.measures else None
         if record is not None and record.measured is not None:
-            tasks = str(record.measured["tasks"])
-            if tasks in experiment.settings.measures:
-                chosen = _execution_of(experiment.execution, tasks, record.measured["compiled"])
-                return replace(experiment, execution=chosen)
+            chosen = {name: value for name, value in record.measured.items() if name != "candidates"}
+            best = Candidate(**chosen)
+            if best.tasks in experiment.settings.measures:
+                return replace(experiment, execution=_execution_of(experiment.execution, best))
     return experiment
 
 
@@ -105,16 +111,13 @@ def measured(laboratory: Laboratory, state: TrainState, progress: Progress) -> l
     experiment = laboratory.experiment
     bench, tasks = _Bench(laboratory, state), experiment.settings.measures
     began = time.monotonic()
-    found = [_told(bench, progress, each, None) for each in tasks]
+    found = [_told(bench, progress, Candidate(tasks=each, compiled=None)) for each in tasks]
     # What is fastest as it is comes first: the time for compiling may not be enough for all.
     for name in (each.tasks for each in sorted(found, key=_total)):
-        for compiled, refused in _compiled_ways(experiment):
-            if not refused and time.monotonic() - began >= _total(min(found, key=_total)):
-                refused = "the run is too short to be worth compiling more"
-            if refused:
-                found.append(Candidate(tasks=name, compiled=compiled, refused=refused))
-            else:
-                found.append(_told(bench, progress, name, compiled))
+        for candidate in compiled_ways(experiment, name, laboratory.device):
+            if not candidate.refused and time.monotonic() - began >= _total(min(found, key=_total)):
+                candidate = replace(candidate, refused="the run is too short to be worth compiling more")
+            found.append(candidate if candidate.refused else _told(bench, progress, candidate))
     found = [_compared(each, found) for each in found]
     for line in table(found):
         progress.message(f"execution=measure: {line}")
@@ -163,17 +166,33 @@ def table(candidates: list[Candidate]) -> list[str]:
     return lines
 
 
-def _told(bench: "_Bench", progress: Progress, tasks: str, compiled: str | None) -> Candidate:
-    progress.message(f"execution=measure: trying {Candidate(tasks=tasks, compiled=compiled).name}")
-    return bench.tried(tasks, compiled)
+def _told(bench: "_Bench", progress: Progress, candidate: Candidate) -> Candidate:
+    progress.message(f"execution=measure: trying {candidate.name}")
+    return bench.tried(candidate)
 
 
 def _total(candidate: Candidate) -> float:
     return math.inf if candidate.total_seconds is None else candidate.total_seconds
 
 
-def _compiled_ways(experiment: Experiment) -> Iterator[tuple[str, str]]:
-    """How to compile, and why not."""
+def compiled_ways(experiment: Experiment, tasks: str, device: torch.device) -> list[Candidate]:
+    """How to compile this way of running tasks, and why not; on a GPU with what there is for one, too."""
+    return [
+        Candidate(tasks=tasks, compiled=compiled, settings=settings, refused=refused)
+        for compiled, refused in _compiled_as(experiment)
+        for settings in _settings(experiment, tasks, device)
+    ]
+
+
+def _settings(experiment: Experiment, tasks: str, device: torch.device) -> list[dict[str, Any]]:
+    if device.type != "cuda":
+        return [{}]
+    graphs: dict[str, Any] = {"cuda_graphs": True}
+    convolves = any(isinstance(part, nn.modules.conv._ConvNd) for part in experiment.module.modules())
+    return [graphs, {**graphs, "convolutions": "products"}, {}] if convolves and tasks == "vmap" else [graphs, {}]
+
+
+def _compiled_as(experiment: Experiment) -> Iterator[tuple[str, str]]:
     strategies = [form.strategy for form in forms_of(experiment, 0)]
     walks = all(map(is_walk, strategies))
     num_steps = getattr(experiment.algorithm, "num_inner_steps", 1)
@@ -197,10 +216,9 @@ class _Bench:
         self._episodes = episodes_of(laboratory, state.batches)
         self._expected: Tensors | None = None
 
-    def tried(self, tasks: str, compiled: str | None) -> Candidate:
+    def tried(self, candidate: Candidate) -> Candidate:
         """The candidate with its numbers, or why it has none."""
-        candidate = Candidate(tasks=tasks, compiled=compiled)
-        execution = _execution_of(self._laboratory.experiment.execution, tasks, compiled)
+        execution = _execution_of(self._laboratory.experiment.execution, candidate)
         try:
             with blamed():
                 return self._timed(candidate, execution)
@@ -209,7 +227,7 @@ class _Bench:
         except UsageError as error:
             return replace(candidate, refused=" ".join(str(error).split()))
         except Exception as error:
-            if compiled is None:
+            if candidate.compiled is None:
                 raise
             return replace(candidate, refused=in_a_line(error))
 
@@ -252,24 +270,27 @@ class _Bench:
 
     def _loop(self) -> Tensors:
         if self._expected is None:
-            self._expected = self._gradient(_execution_of(self._laboratory.experiment.execution, "loop", None))()
+            self._expected = self._gradient(self._eager_loop)()
         return self._expected
 
     def _exact(self, moved: Moved) -> Tensors:
-        loop = _execution_of(self._laboratory.experiment.execution, "loop", None)
-        return self._gradient(without_compiler(loop, precision="float32"), moved)()
+        return self._gradient(without_compiler(self._eager_loop, precision="float32"), moved)()
+
+    @property
+    def _eager_loop(self) -> Any:
+        return _execution_of(self._laboratory.experiment.execution, Candidate(tasks="loop", compiled=None))
 
     def _wait(self) -> None:
         if self._laboratory.device.type == "cuda":
             torch.cuda.synchronize(self._laboratory.device)
 
 
-def _execution_of(like: Any, tasks: str, compiled: str | None) -> Any:
-    """An execution with the settings of another one."""
+def _execution_of(like: Any, candidate: Candidate) -> Any:
+    """A candidate's execution, otherwise with the settings of another one."""
     given = {name: getattr(like, name) for name in ("buffers", "nonfinite", "task_clip", "precision")}
-    if tasks == "vmap":
+    if candidate.tasks == "vmap":
         given["chunk_size"] = getattr(like, "chunk_size", None)
-    return _TASKS[tasks](**given, compiled=compiled)
+    return _TASKS[candidate.tasks](**given, **candidate.settings, compiled=candidate.compiled)
 
 
 def _compared(candidate: Candidate, found: list[Candidate]) -> Candidate:

@@ -56,7 +56,7 @@ def _report(found: dict[str, Any]) -> dict[str, Any]:
 
 def _ways(options: Namespace) -> list[str]:
     """The plain loop, which all are checked against, and those that are chosen."""
-    ways = speed_ways.names(with_peers=bool(options.peers))
+    ways = speed_ways.names(with_peers=bool(options.peers), device=options.device)
     for way in options.ways or ():
         if way not in ways:
             raise ValueError(f"{way!r} is no way here; there are {', '.join(ways)}")

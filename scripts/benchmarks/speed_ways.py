@@ -25,12 +25,14 @@ class Way:
         of: whose it is: `"torch"`, `"peer"`, `"jax"` or `"ours"`.
         compiles: the first call takes long, and less with a cache on disk.
         left_out: why it is not tried on a piece of work, or None.
+        on_gpu_alone: whether it is one of GPUs.
     """
 
     gradient: Callable[[Work], Gradient]
     of: str
     compiles: bool = False
     left_out: Callable[[Work], str | None] = lambda work: None
+    on_gpu_alone: bool = False
 
 
 def ours(execution: Callable[[], Any]) -> Callable[[Work], Gradient]:
@@ -76,13 +78,27 @@ WAYS: dict[str, Way] = {
     "Vmap": Way(ours(Vmap), "ours"),
     "Loop pieces": Way(ours(lambda: Loop(compiled="pieces")), "ours", compiles=True),
     "Vmap pieces": Way(ours(lambda: Vmap(compiled="pieces")), "ours", compiles=True),
+    "Vmap pieces, CUDA graph": Way(
+        ours(lambda: Vmap(compiled="pieces", cuda_graphs=True)), "ours", compiles=True, on_gpu_alone=True
+    ),
+    "Vmap pieces, products, CUDA graph": Way(
+        ours(lambda: Vmap(compiled="pieces", cuda_graphs=True, convolutions="products")),
+        "ours",
+        compiles=True,
+        on_gpu_alone=True,
+    ),
     "Loop whole": Way(ours(lambda: Loop(compiled="whole")), "ours", compiles=True, left_out=_long),
     "Vmap whole": Way(ours(lambda: Vmap(compiled="whole")), "ours", compiles=True, left_out=_long),
 }
 
 
-def names(*, with_peers: bool) -> list[str]:
-    return [name for name, way in WAYS.items() if with_peers or way.of in ("torch", "ours")]
+def names(*, with_peers: bool, device: str = "cpu") -> list[str]:
+    """Those that are tried on a device."""
+    return [
+        name
+        for name, way in WAYS.items()
+        if (with_peers or way.of in ("torch", "ours")) and not (way.on_gpu_alone and device == "cpu")
+    ]
 
 
 def whose(way: str) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from metalearn import Problem, UsageError, functionalize, losses, optim, tree
 from metalearn.algorithms import MAML, MAMLPlusPlus
-from metalearn.compilation import programs
+from metalearn.compilation import convolutions, programs
 from metalearn.execution import Loop, Vmap
 from metalearn.metagrad import FirstOrder, ForwardMode, Stepwise, Truncated, Unrolled
 from metalearn.optim.learned import LSLR, MetaSGD
@@ -93,6 +93,15 @@ def test_other_ways(model: str, way: str) -> None:
 def test_every_layer(layer: str) -> None:
     problem, meta = problems.problem_of(problems.model_of(layer), "sgd", num_inner_steps=3)
     _check(Vmap(compiled="pieces"), Unrolled(), problem, meta, problems.images())
+
+
+@interpreted
+@pytest.mark.parametrize("layer", ["relu and max-pool", "batch norm, running statistics", "weight norm"])
+def test_convolutions_as_products(layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolutions, "FEWEST", 1)
+    problem, meta = problems.problem_of(problems.model_of(layer), "sgd", num_inner_steps=2)
+    way = Vmap(compiled="pieces", convolutions="products")
+    _check(way, Stepwise(2) if layer == "weight norm" else Unrolled(), problem, meta, problems.images())
 
 
 @interpreted

@@ -44,11 +44,11 @@ def times(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     found: dict[str, float] = {}
     original = measuring._Bench.tried
 
-    def tried(self: Any, tasks: str, compiled: str | None) -> Candidate:
-        name = f"{tasks} {compiled or 'eager'}"
+    def tried(self: Any, candidate: Candidate) -> Candidate:
+        name = f"{candidate.tasks} {candidate.compiled or 'eager'}"
         with monkeypatch.context() as patch:
             patch.setattr(measuring._Bench, "_seconds", lambda self, gradient: found[name])
-            return original(self, tasks, compiled)
+            return original(self, candidate)
 
     monkeypatch.setattr(measuring._Bench, "tried", tried)
     return found
@@ -166,6 +166,21 @@ def test_only_the_tasks_that_are_left_open_are_tried(tmp_path: Path, make_experi
     assert "chunk_size=2" in record["execution"]
 
 
+def test_what_a_gpu_is_tried_with(make_experiment: Any) -> None:
+    def names(module: torch.nn.Module, tasks: str, device: str) -> list[str]:
+        experiment = make_experiment(algorithm=maml(num_inner_steps=9), module=module)
+        ways = measuring.compiled_ways(experiment, tasks, torch.device(device))
+        return [each.name for each in ways if not each.refused]
+
+    line, convolution = torch.nn.Linear(1, 1), torch.nn.Conv1d(1, 1, 1)
+    assert names(line, "vmap", "cpu") == names(convolution, "vmap", "cpu") == ["vmap, pieces"]
+    assert names(line, "vmap", "cuda") == ["vmap, pieces, CUDA graph", "vmap, pieces"]
+    assert names(convolution, "loop", "cuda") == ["loop, pieces, CUDA graph", "loop, pieces"]
+    assert names(convolution, "vmap", "cuda") == [
+        "vmap, pieces, CUDA graph", "vmap, pieces, products, CUDA graph", "vmap, pieces",
+    ]  # fmt: skip
+
+
 def test_where_nothing_runs_all_reasons_are_told() -> None:
     with pytest.raises(UsageError, match=r"loop, eager: no room; vmap, eager: no vmap"):
         fastest(
@@ -193,7 +208,7 @@ def test_the_clock_is_the_process_on_a_cpu(make_experiment: Any) -> None:
     bench = measuring._Bench(
         laboratory, TrainState(step=0, meta=meta, optimizer=optimizer, buffers=laboratory.initial_buffers())
     )
-    found = bench.tried("loop", None)
+    found = bench.tried(Candidate(tasks="loop", compiled=None))
     assert found.step_seconds is not None
     assert 0 < found.step_seconds < 1
     assert (found.compile_seconds, found.peak_mb, found.relative_error) == (0.0, None, 0.0)

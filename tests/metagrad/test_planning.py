@@ -116,7 +116,7 @@ RULE = [Unrolled(), Stepwise(), Stepwise(every="sqrt")]
 
 
 def test_the_first_exact_strategy_that_fits_is_recommended() -> None:
-    problem, meta, episode = case("mlp", "adam", 18)
+    problem, meta, episode = case("mlp", "adam", 10)
     need = list(sizes(plan(problem, meta, episode, strategies=RULE)).values())
     assert need[0] > need[1] > need[2]
     for strategy, size, num_tasks in zip(RULE, need, (1, 3, 2), strict=True):
